@@ -1,0 +1,300 @@
+"""Losses: pure functions of log-probabilities, to be minimised.
+
+Legend: B rows, L row length; a row is one sequence. logp, old_logp, advantage and mask share one shape, [B, L] or any
+other whose last dimension is the sequence. r = exp(logp - old_logp), A = advantage. A mask is True where a token counts
+(in another dtype: where it is not 0).
+
+Off the mask anything may stand, NaN and infinity included, without reaching a loss or a gradient. On the mask a NaN
+stays a NaN in the loss, so that it is seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from lit_agentrl._checks import check_same_shape
+from lit_agentrl._preference_losses import DPOLoss, dpo_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PolicyLoss = Literal["ppo", "gspo", "gspo_token", "cispo", "reinforce"]
+KLEstimate = Literal["k1", "k2", "k3", "k3+"]
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "constant"]
+
+__all__ = [
+    "MAX_LOG_RATIO",
+    "Aggregation",
+    "DPOLoss",
+    "KLEstimate",
+    "PolicyLoss",
+    "aggregate",
+    "clipped_surrogate",
+    "dpo_loss",
+    "kl_estimate",
+    "policy_loss",
+    "surrogate_metrics",
+    "truncated_importance",
+]
+
+# exp overflows float32 at 88 and inf * 0 is NaN; exp(20) = 5e8 is beyond every clip, so nothing is lost in front of it.
+MAX_LOG_RATIO = 20.0
+
+
+# --- policy ---
+
+
+def clipped_surrogate(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Negative clipped objective per token, [B, L]: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, Eq. 7).
+
+    Args:
+        logp: [B, L] under the policy that is trained.
+        old_logp: [B, L] under the policy that sampled.
+        advantage: [B, L].
+        clip_low: The ratio counts down to 1 - clip_low.
+        clip_high: The ratio counts up to 1 + clip_high; 0.28 is DAPO's clip-higher (arXiv 2503.14476).
+        dual_clip: Bounds the loss of a token with A < 0 by dual_clip |A| (arXiv 1912.09729; 3 is usual).
+
+    Raises:
+        ValueError: If shapes differ or a clip is out of its range.
+    """
+    check_same_shape(logp=logp, old_logp=old_logp, advantage=advantage)
+    ratio = _bounded(_gradient_where_finite(logp - old_logp, advantage)).exp()
+    return _clip(ratio, advantage, clip_low, clip_high, dual_clip)
+
+
+def policy_loss(
+    kind: PolicyLoss,
+    logp: Tensor,
+    old_logp: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    cispo_max: float = 5.0,
+) -> Tensor:
+    """Policy loss per token, [B, L], 0 off the mask; `aggregate` reduces it. sg[] stops the gradient.
+
+    - `ppo`: `clipped_surrogate`.
+    - `gspo`: the same with one ratio per row, s = exp(mean over the row's tokens of logp - old_logp) (arXiv 2507.18071,
+      Eq. 5-7). Its clips are far smaller, 3e-4 and 4e-4 in the paper; aggregate with `seq_mean_token_mean`.
+    - `gspo_token`: the value of s with the gradient of the token, sg[s] exp(logp - sg[logp]) (Eq. 13-14).
+    - `cispo`: -sg[min(r, cispo_max)] A logp, so clipped tokens still learn (arXiv 2506.13585, Eq. 4-5). `cispo_max` is
+      the bound itself, not 1 + epsilon, and there is no lower one.
+    - `reinforce`: -A logp, without a ratio.
+
+    Args:
+        kind: Which loss.
+        logp: [B, L] under the policy that is trained.
+        old_logp: [B, L] under the policy that sampled.
+        advantage: [B, L].
+        mask: [B, L], True on the tokens that the policy sampled.
+        clip_low: As in `clipped_surrogate`; ppo, gspo and gspo_token.
+        clip_high: As in `clipped_surrogate`; ppo, gspo and gspo_token.
+        dual_clip: As in `clipped_surrogate`; ppo, gspo and gspo_token.
+        cispo_max: The largest weight of a token; cispo only.
+
+    Raises:
+        ValueError: If shapes differ, a clip is out of its range or the kind is unknown.
+    """
+    check_same_shape(logp=logp, old_logp=old_logp, advantage=advantage, mask=mask)
+    mask = mask.bool()
+    # Masked before exp: 0 * inf in the backward pass would be NaN, and no later mask can take that back.
+    logp, old_logp, advantage = (torch.where(mask, each, 0.0) for each in (logp, old_logp, advantage))
+    log_ratio = logp - old_logp
+    match kind:
+        case "ppo":
+            loss = _clip(_bounded(log_ratio).exp(), advantage, clip_low, clip_high, dual_clip)
+        case "gspo" | "gspo_token":
+            ratio = _bounded(sequence_mean(log_ratio, mask)).exp()
+            if kind == "gspo_token":
+                ratio = ratio.detach() * (logp - logp.detach()).exp()
+            loss = _clip(ratio, advantage, clip_low, clip_high, dual_clip)
+        case "cispo":
+            if not cispo_max > 0:
+                raise ValueError(f"cispo_max={cispo_max} must be positive: it is the largest weight of a token.")
+            loss = -_bounded(log_ratio).exp().clamp(max=cispo_max).detach() * advantage * logp
+        case "reinforce":
+            loss = -advantage * logp
+        case _:
+            raise ValueError(f"kind={kind!r} must be ppo, gspo, gspo_token, cispo or reinforce.")
+    return torch.where(mask, loss, 0.0)
+
+
+def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Each row's mean over its masked tokens, on every token of the row, [B, L]: GSPO's ratio in logarithms."""
+    mean = torch.where(mask, values, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return mean.expand_as(values)
+
+
+def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float, mask: Tensor | None = None) -> Tensor:
+    """Weight of a token that another engine sampled, [B, L], no gradient: min(exp(old_logp - sampler_logp), cap).
+
+    Corrects for an engine whose log-probabilities are not quite the trained model's (truncated importance sampling).
+    Multiply the loss per token by it. With a mask the weight is 0 off it.
+
+    Raises:
+        ValueError: If shapes differ or the cap is not positive.
+    """
+    if not cap > 0:
+        raise ValueError(f"cap={cap} must be positive: it is the largest weight of a token.")
+    check_same_shape(old_logp=old_logp, sampler_logp=sampler_logp)
+    weight = _bounded((old_logp - sampler_logp).detach()).exp().clamp(max=cap)
+    if mask is None:
+        return weight
+    check_same_shape(old_logp=old_logp, mask=mask)
+    return torch.where(mask.bool(), weight, 0.0)
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KLEstimate = "k3") -> Tensor:
+    """Estimate of KL(policy || reference) per sampled token, [B, L], from d = logp - ref_logp.
+
+    k1 = d; k2 = d^2 / 2; k3 = exp(-d) + d - 1, never negative; k3+ = the value of k3 with the gradient of k2, which is
+    d times that of logp: on-policy its mean is the gradient of the KL, that of k1 is 0 and that of k3 is biased
+    (Schulman, "Approximating KL divergence", 2020, for k1 to k3).
+
+    Raises:
+        ValueError: If shapes differ or the kind is unknown.
+    """
+    check_same_shape(logp=logp, ref_logp=ref_logp)
+    difference = _gradient_where_finite(logp - ref_logp)
+    if kind == "k1":
+        return difference
+    k2 = difference.square() / 2
+    if kind == "k2":
+        return k2
+    bounded = _bounded(difference)
+    k3 = torch.expm1(-bounded) + bounded  # exp(-d) - 1 would round to below -d near 0: a negative estimate
+    if kind == "k3":
+        return k3
+    if kind == "k3+":
+        return k2 - k2.detach() + k3.detach()
+    raise ValueError(f"kind={kind!r} must be k1, k2, k3 or k3+.")
+
+
+def surrogate_metrics(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+) -> dict[str, Tensor]:
+    """Sums over the masked tokens, each a scalar; over micro-batches and ranks, sum / num_tokens is the true mean.
+
+    `ratio`: r. `clip_fraction`: 1 where r is outside [1 - clip_low, 1 + clip_high], whatever the sign of the advantage.
+    `approx_kl`: k3 between the old policy and the new, r - 1 - log r. `num_tokens`: 1.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    check_same_shape(logp=logp, old_logp=old_logp, mask=mask)
+    mask = mask.bool()
+    log_ratio = _bounded(torch.where(mask, logp.detach() - old_logp.detach(), 0.0))
+    ratio = log_ratio.exp()
+    outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+    return {
+        "ratio": (ratio * mask).sum(),
+        "clip_fraction": (outside & mask).sum().to(ratio.dtype),
+        "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+        "num_tokens": mask.sum().to(ratio.dtype),
+    }
+
+
+# --- reduction ---
+
+
+def aggregate(
+    loss: Tensor,
+    mask: Tensor,
+    kind: Aggregation,
+    *,
+    num_tokens: int | None = None,
+    num_sequences: int | None = None,
+    max_length: int | None = None,
+) -> Tensor:
+    """One number from a loss per token. T_i = masked tokens of row i.
+
+    - `token_mean`: sum of all / num_tokens (DAPO, arXiv 2503.14476).
+    - `seq_mean_token_mean`: sum over rows of (sum of the row / T_i) / num_sequences (GRPO, arXiv 2402.03300, Eq. 3).
+    - `seq_mean_token_sum`: sum of all / num_sequences.
+    - `constant`: sum of all / (num_sequences * max_length) (Dr. GRPO, arXiv 2503.20783).
+
+    The counts make the sum over micro-batches and ranks equal one big batch: give those of the whole optimiser step. An
+    empty mask gives 0.
+
+    Args:
+        loss: [B, L].
+        mask: [B, L], True on the tokens that count.
+        kind: Which mean.
+        num_tokens: Tokens that count, in the whole optimiser step; those of the mask by default.
+        num_sequences: Rows with a token that counts, in the whole optimiser step; those of the mask by default.
+        max_length: The constant token count of a row; `constant` only, which needs it: the padded length changes from
+            batch to batch.
+
+    Raises:
+        ValueError: If shapes differ, a count is negative, `constant` lacks `max_length` or the kind is unknown.
+    """
+    check_same_shape(loss=loss, mask=mask)
+    if kind not in ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "constant"):
+        raise ValueError(
+            f"kind={kind!r} must be token_mean, seq_mean_token_mean, seq_mean_token_sum or constant (with max_length)."
+        )
+    for name, count in (("num_tokens", num_tokens), ("num_sequences", num_sequences)):
+        if count is not None and count < 0:
+            raise ValueError(f"{name}={count} is a count: 0 or more.")
+    mask = mask.bool()
+    loss = torch.where(mask, loss, 0.0)
+    lengths = mask.sum(-1)
+    if kind == "token_mean":
+        return loss.sum() / _at_least_one(num_tokens, lengths.sum())
+    sequences = _at_least_one(num_sequences, (lengths > 0).sum())
+    if kind == "seq_mean_token_mean":
+        return (loss.sum(-1) / lengths.clamp(min=1)).sum() / sequences
+    if kind == "seq_mean_token_sum":
+        return loss.sum() / sequences
+    if max_length is None or max_length < 1:
+        raise ValueError(f"kind='constant' divides by max_length tokens a row: give it, 1 or more, not {max_length}.")
+    return loss.sum() / (sequences * max_length)
+
+
+# --- parts ---
+
+
+def _clip(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float | None) -> Tensor:
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), and no more than dual |A| where A < 0."""
+    if not (0 <= low <= 1 and high >= 0):
+        raise ValueError(
+            f"clip_low={low} must be in [0, 1] and clip_high={high} 0 or more: the ratio is clipped around 1."
+        )
+    if dual is not None and not dual > 1:
+        raise ValueError(f"dual_clip={dual} must be above 1: it bounds the ratio of tokens with a negative advantage.")
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    if dual is None:
+        return loss
+    return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
+
+
+def _bounded(log_ratio: Tensor) -> Tensor:
+    """The log-ratio within what exp can take; outside, the gradient is 0."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _gradient_where_finite(difference: Tensor, *factors: Tensor) -> Tensor:
+    """The same values, without gradient where one is NaN or infinite: a mask comes later, and 0 * NaN is NaN."""
+    finite = difference.isfinite()
+    for factor in factors:
+        finite = finite & factor.isfinite()
+    return torch.where(finite, difference, difference.detach())
+
+
+def _at_least_one(count: int | None, default: Tensor) -> Tensor | int:
+    """The count to divide by; 1 for an empty mask, whose sum is 0."""
+    return default.clamp(min=1) if count is None else max(count, 1)

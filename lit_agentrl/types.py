@@ -1,0 +1,246 @@
+"""The types that every part meets in: trajectories, training batches, and what an environment and an engine are.
+
+Legend for shapes: P prompts, G trajectories of a prompt, K steps of a trajectory, B rows, L row length.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Split = Literal["train", "val", "test"]
+Advantages = list[list[float]]
+"""One advantage per step of every trajectory of a group, [G][K]."""
+
+
+class StopReason(StrEnum):
+    """Why a trajectory ended."""
+
+    DONE = "done"  # the environment ended the episode
+    MAX_STEPS = "max_steps"  # the rollout's step limit
+    LENGTH = "length"  # an action was cut at `max_new_tokens`
+    CONTEXT = "context"  # the next prompt and action would not fit the context
+    BUDGET = "budget"  # a token, tool-call or time budget ran out
+    ENV_ERROR = "env_error"  # the environment raised: the trajectory failed and is never trained
+    ENV_TIMEOUT = "env_timeout"  # the environment missed its deadline: failed, never trained
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the environment, not the policy, broke the episode."""
+        return self in (StopReason.ENV_ERROR, StopReason.ENV_TIMEOUT)
+
+    @property
+    def is_token_limit(self) -> bool:
+        """Whether a limit on tokens cut the episode."""
+        return self in (StopReason.LENGTH, StopReason.CONTEXT, StopReason.BUDGET)
+
+    @property
+    def is_truncation(self) -> bool:
+        """Whether the episode was cut before the environment ended it."""
+        return self.is_token_limit or self is StopReason.MAX_STEPS
+
+
+@dataclass(slots=True)
+class Step:
+    """One decision of the policy: everything it saw, and the tokens it answered with."""
+
+    context_ids: list[int]
+    """Every token the policy saw, chat template included."""
+    action_ids: list[int]
+    """The sampled tokens, exactly as sampled (the end-of-turn token included when it was sampled)."""
+    logprobs: list[float]
+    """Log-probability of each action token when it was sampled, at the sampling temperature."""
+    reward: float = 0.0
+    """What the environment paid for the action."""
+    anchor: Hashable = None
+    """The environment's state before the action (GiGPO groups steps by it)."""
+    observation: str = ""
+    """The text the environment showed before the action, for transcripts."""
+    action: str = ""
+    """The action as text, special tokens removed, for transcripts and rewards."""
+    finish: Literal["stop", "length"] = "stop"
+    """Whether the action ended by itself or was cut at `max_new_tokens`."""
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One episode: K steps, why it ended and what it earned. Trajectories of a tree share `Step` objects."""
+
+    steps: list[Step]
+    stop_reason: StopReason = StopReason.DONE
+    tree_id: int = 0
+    total_reward: float = 0.0
+    """The weighted sum of `rewards`; what advantages are computed from."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Each reward component before weighting."""
+    success: bool | None = None
+    """Whether the task was solved; None where the environment does not say."""
+    error: str = ""
+    """The environment's error text when `stop_reason.is_failure`."""
+    env_seconds: float = 0.0
+    """Seconds spent inside the environment."""
+
+
+@dataclass(slots=True)
+class TrajectoryGroup:
+    """The G trajectories that one prompt (task) was answered with."""
+
+    prompt_id: str
+    trajectories: list[Trajectory]
+
+
+@dataclass
+class TrainBatch:
+    """One micro-batch of rows. A row is a maximal run of steps whose contexts extend one another.
+
+    A plain (not frozen) dataclass: Lightning moves and casts its tensors in place.
+    """
+
+    token_ids: Tensor
+    """[B, L] int64, right-padded."""
+    lengths: Tensor
+    """[B] int64, real tokens of each row."""
+    action_mask: Tensor
+    """[B, L] bool, True on the tokens that the policy sampled: the only ones with a loss."""
+    old_logprobs: Tensor
+    """[B, L] float32, log-probabilities under the policy that the ratio compares with; 0 off `action_mask`."""
+    advantages: Tensor
+    """[B, L] float32; 0 off `action_mask`."""
+    num_action_tokens: int
+    """Action tokens of the whole optimiser step: all micro-batches, all ranks."""
+    num_rows: int = 1
+    """Rows with at least one action token in the whole optimiser step: all micro-batches, all ranks."""
+    num_updates: int = 1
+    """Optimiser steps of the iteration this batch belongs to; weighs its metrics."""
+    sampler_logprobs: Tensor | None = None
+    """[B, L] float32, what the engine reported; None where `old_logprobs` already are the engine's."""
+    reference_logprobs: Tensor | None = None
+    """[B, L] float32 under the reference policy; None without a KL term."""
+    temperature: float = 1.0
+    """The sampling temperature, which every log-probability of these rows is taken at."""
+
+
+@dataclass(slots=True)
+class Observation:
+    """What the environment shows the policy."""
+
+    text: str
+    """The whole text of the turn, offered commands included."""
+    system: str = ""
+    """A system prompt; what the first observation says holds for the episode."""
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One episode of one task. Used by one thread at a time; single-use: `reset` is called once, first."""
+
+    def reset(self) -> Observation:
+        """The first observation."""
+        ...
+
+    def step(self, action: str) -> tuple[Observation, float, bool]:
+        """The next observation, the reward of the action, and whether the episode is over."""
+        ...
+
+    @property
+    def anchor(self) -> Hashable:
+        """The state before the next action; equal states are equal keys (GiGPO)."""
+        ...
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the task is solved so far; None where the environment cannot say."""
+        ...
+
+    def close(self) -> None:
+        """Free what the episode holds."""
+        ...
+
+
+@runtime_checkable
+class RestorableEnvironment(Environment, Protocol):
+    """An environment whose state can be saved and taken back to (tree search)."""
+
+    def snapshot(self) -> object:
+        """A value that `restore` accepts, unaffected by later steps."""
+        ...
+
+    def restore(self, snapshot: object) -> None:
+        """Go back to the state of `snapshot`."""
+        ...
+
+
+class EnvironmentSuite(ABC):
+    """The tasks of an environment, in splits that never overlap, and how to start one."""
+
+    @abstractmethod
+    def tasks(self, split: Split) -> Sequence[str]:
+        """The ids of the split's tasks, always in the same order."""
+
+    @abstractmethod
+    def make(self, task: str) -> Environment:
+        """A fresh environment for one episode of `task`."""
+
+
+Conversation = list[tuple[Observation, str]]
+"""Turns: what the policy is shown, and the answer it gives."""
+
+
+class WalkthroughSuite(EnvironmentSuite):
+    """An environment whose tasks come with a solution."""
+
+    @abstractmethod
+    def walkthrough(self, task: str) -> Conversation:
+        """The observations along a winning play, and its actions."""
+
+
+@dataclass(frozen=True)  # no slots: the command line reads defaults from `vars`
+class SamplingParams:
+    """How to sample an action."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    max_new_tokens: int = 64
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means no limit."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an action beside the model's own end-of-sequence tokens."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """What an engine generated for one context."""
+
+    token_ids: list[int]
+    """The sampled tokens; the end-of-turn token is the last one when `finish` is "stop"."""
+    logprobs: list[float]
+    """Log-probability of each token at the sampling temperature (at temperature 1 for greedy)."""
+    finish: Literal["stop", "length"]
+    num_cached: int = 0
+    """Context tokens whose keys and values were already there."""
+    num_prefilled: int = 0
+    """Context tokens that were computed for this completion alone; a shared prompt counts for its first member."""
+
+
+class Engine(ABC):
+    """Generates tokens with the policy's current weights."""
+
+    @abstractmethod
+    def generate(
+        self, contexts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
+    ) -> list[Completion]:
+        """One completion per context; `seeds` [B] fix each one's randomness, whatever it is batched with."""
+
+    @abstractmethod
+    def sync(self, policy: nn.Module) -> None:
+        """Take over the policy's weights; forget cached keys and values."""
+
+
+Metrics = Mapping[str, float]
