@@ -1,0 +1,17 @@
+"""Language models as policies: scoring rows, with shared prefixes computed once."""
+
+from lit_agentrl.models.prefix_tree import PackedTree, plan_packs
+from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
+from lit_agentrl.models.self_check import verify_prefix_sharing
+from lit_agentrl.models.token_logprobs import Head, token_logprobs
+
+__all__ = [
+    "Head",
+    "PackedTree",
+    "PaddedModel",
+    "PrefixGroupedModel",
+    "TokenScores",
+    "plan_packs",
+    "token_logprobs",
+    "verify_prefix_sharing",
+]

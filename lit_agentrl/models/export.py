@@ -1,0 +1,128 @@
+"""A trained policy as a Hugging Face folder that any tool can load."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from lit_agentrl.distributed import world
+from lit_agentrl.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+
+def export(
+    lm: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, merge: bool = True
+) -> None:
+    """Write weights (safetensors), configurations and the tokenizer with its chat template; `lm` stays as it is.
+
+    The folder is written beside its place and renamed into it, so it never holds half a model. An earlier export there
+    is replaced. Rank 0 writes. A sharded model is gathered tensor by tensor, so then every rank has to call this.
+
+    Args:
+        lm: The policy.
+        tokenizer: The tokenizer that goes with it.
+        folder: Where to write.
+        merge: Add an adapter's update to the weights that it adapts; otherwise write the adapter alone.
+
+    Raises:
+        UserError: The folder holds something that is no earlier export.
+    """
+    target = Path(folder).absolute()
+    _refuse_foreign(target)
+    if isinstance(lm, PeftModel) and not merge:
+        write = _adapter_writer(lm)
+    else:
+        write = _model_writer(lm)
+    if world()[0] != 0:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        write(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)  # mkdtemp made it the user's alone
+        _replace(target, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_foreign(target: Path) -> None:
+    is_export = any((target / name).exists() for name in ("config.json", "adapter_config.json"))
+    if target.exists() and not is_export and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is no exported model, so it is not replaced. Choose another folder.")
+
+
+def _replace(target: Path, new: Path) -> None:
+    if not target.exists():
+        os.rename(new, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor with its shards gathered: a collective call for a sharded one, the tensor itself otherwise."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def _adapter_writer(lm: PeftModel) -> Callable[[Path], None]:
+    """What writes the adapter alone, its weights gathered already."""
+    state = {name: _whole(tensor) for name, tensor in lm.state_dict().items() if ".lora_" in name}
+
+    def write(folder: Path) -> None:
+        # the embeddings are the base's: left at "auto", peft asks the hub whether they were resized
+        lm.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+
+    return write
+
+
+def _model_writer(lm: PreTrainedModel | PeftModel) -> Callable[[Path], None]:
+    """What writes the whole model, its weights gathered and merged already."""
+    model = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+    assert isinstance(model, PreTrainedModel)
+    state = _merged_state(model)
+    return lambda folder: model.save_pretrained(folder, state_dict=state)
+
+
+def _merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights by the names they have without adapters, each adapted one with its update added."""
+    state = {
+        name.replace(".base_layer.", "."): _whole(tensor)
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            for parameter, value in _merged_layer(module).named_parameters():
+                state[f"{name}.{parameter}"] = value.detach()
+    for tied in model.all_tied_weights_keys:  # gathered shards no longer share memory: left in, it would be saved twice
+        state.pop(tied, None)
+    return state
+
+
+def _merged_layer(module: LoraLayer) -> nn.Module:
+    """The layer under an adapter with the update added, as peft does it, on a copy of this one layer."""
+    layer: Any = copy.deepcopy(module)
+    for part in layer.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            part.register_parameter(name, torch.nn.Parameter(_whole(parameter.detach()), requires_grad=False))
+    layer.merge()
+    base: nn.Module = layer.get_base_layer()
+    return base
