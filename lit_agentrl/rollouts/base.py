@@ -1,0 +1,43 @@
+"""What every rollout strategy is given, and what it must return."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lit_agentrl.envs.pool import EnvironmentPool
+from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.types import Engine, Environment, SamplingParams, TrajectoryGroup
+
+
+@dataclass(slots=True, frozen=True)
+class Prompt:
+    """A task to roll out: its id, and its running number, which keys the randomness of its trajectories."""
+
+    task: str
+    number: int
+
+
+@dataclass(slots=True, frozen=True)
+class RolloutContext:
+    """The parts a rollout plays with, and the numbers that key its randomness."""
+
+    engine: Engine
+    chat: Chat
+    pool: EnvironmentPool
+    make: Callable[[str], Environment]
+    """Starts a fresh environment for a task."""
+    sampling: SamplingParams
+    max_length: int
+    """Tokens an episode may hold, prompt and answers together."""
+    seed: int = 0
+    iteration: int = 0
+
+
+class RolloutStrategy(ABC):
+    """How trajectories are gathered for prompts: one after another (`ChainRollout`), or as a tree."""
+
+    @abstractmethod
+    def collect(self, prompts: Sequence[Prompt], group_size: int, context: RolloutContext) -> list[TrajectoryGroup]:
+        """One group per prompt, in the order of `prompts`."""

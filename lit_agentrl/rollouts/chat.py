@@ -1,0 +1,134 @@
+"""Token-in/token-out chat: the ids that were sampled are the ids that are trained, turn after turn.
+
+A conversation is a list of token ids that only ever grows: the first prompt is rendered by the chat template, every
+later turn appends the template's *delta* (end of the answer, the next user message, the next generation prompt).
+Nothing that the policy saw or said is ever rendered or tokenised again.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_agentrl.errors import UserError
+from lit_agentrl.rollouts.template_check import rewriting_line
+from lit_agentrl.types import Observation
+
+Message = dict[str, str]
+
+_PROBE_TURNS = ("First question.", "Second question.", "Third question.")
+_PROBE_ANSWERS = ("<think>\nPlan A.\n</think>\n\nFirst answer.", "<think>\nPlan B.\n</think>\n\nSecond answer.")
+
+
+class Chat:
+    """Renders an episode's turns into token ids through the tokenizer's chat template.
+
+    `append` keeps the whole episode in the context. `rebuild` renders every step's observation as a fresh prompt
+    (for methods whose prompt is rewritten at each step, as GiGPO's); any template is fit for that.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        mode: How later turns are made.
+
+    Raises:
+        UserError: The tokenizer has no chat template, or (mode `append`) its template rewrites earlier turns.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mode: Literal["append", "rebuild"] = "append") -> None:
+        if mode not in ("append", "rebuild"):
+            raise UserError(f"chat mode {mode!r} is unknown; allowed are 'append' and 'rebuild'.")
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned model, or "
+                "set `chat_template` in its tokenizer_config.json."
+            )
+        self.tokenizer = tokenizer
+        self.mode = mode
+        if mode == "append":
+            _check_prefix_preserving(tokenizer)
+        self._before, self._after = _delta_frame(tokenizer)
+
+    def opening(self, observation: Observation) -> list[int]:
+        """The token ids of an episode's first prompt, generation prompt included."""
+        return self._encode(_render(self.tokenizer, _messages(observation)))
+
+    def next_context(self, context_ids: list[int], action_ids: list[int], observation: Observation) -> list[int]:
+        """Everything the policy sees at the next step: the old context, its own tokens, then the new observation."""
+        if self.mode == "rebuild":
+            return self.opening(observation)
+        return context_ids + action_ids + self.delta(action_ids, observation.text)
+
+    def delta(self, action_ids: list[int], text: str) -> list[int]:
+        """The ids between an action and the next one: end of turn (unless it was sampled), user turn, answer prefix."""
+        ids = self._encode(self._before + text + self._after)
+        return ids[1:] if action_ids and ids and action_ids[-1] == ids[0] else ids
+
+    def end_of_turn_id(self) -> int:
+        """The token with which the template closes an answer."""
+        return self._encode(self._before)[0]
+
+    def action_ids(self, text: str) -> list[int]:
+        """The ids of an answer as the policy would have sampled it, closing token included (supervised examples)."""
+        return [*self._encode(text), self.end_of_turn_id()]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of sampled ids without special tokens, surrounding white space removed."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _messages(observation: Observation) -> list[Message]:
+    system = [{"role": "system", "content": observation.system}] if observation.system else []
+    return [*system, {"role": "user", "content": observation.text}]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _history(num_answers: int) -> list[Message]:
+    messages: list[Message] = [{"role": "user", "content": _PROBE_TURNS[0]}]
+    for answer, turn in zip(_PROBE_ANSWERS[:num_answers], _PROBE_TURNS[1:], strict=False):
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+    return messages
+
+
+def _delta_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the template puts before and after a later user message, read off a plain two-turn conversation."""
+    messages: list[Message] = [
+        {"role": "user", "content": _PROBE_TURNS[0]},
+        {"role": "assistant", "content": "ANSWER-PROBE"},
+        {"role": "user", "content": "TURN-PROBE"},
+    ]
+    tail = _render(tokenizer, messages).split("ANSWER-PROBE")[-1]
+    before, found, after = tail.partition("TURN-PROBE")
+    if not found or not before:
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path!r} does not show a user message after an answer, so later "
+            "turns cannot be appended. Use a template for multi-turn chat."
+        )
+    return before, after
+
+
+def _check_prefix_preserving(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a template that renders earlier turns differently once later ones follow."""
+    for num_answers in (1, 2):
+        seen = _render(tokenizer, _history(num_answers - 1)) + _PROBE_ANSWERS[num_answers - 1]
+        later = _render(tokenizer, _history(num_answers))
+        if later.startswith(seen):
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(seen, later, strict=False)) if a != b), min(len(seen), len(later)))
+        line = rewriting_line(str(tokenizer.chat_template), _history(num_answers - 1), _history(num_answers))
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path!r} rewrites earlier turns: after turn {num_answers} the "
+            f"policy had seen ...{_around(seen, at)!r}, the template then shows ...{_around(later, at)!r}. {line} "
+            "Sampled tokens would not be the tokens that are trained. Remove that line from the template (the "
+            "tokenizer's `chat_template`), or use chat mode `rebuild`, which renders every step anew."
+        )
+
+
+def _around(text: str, place: int) -> str:
+    return text[max(0, place - 20) : place + 30]
