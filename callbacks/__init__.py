@@ -1,0 +1,26 @@
+"""Callbacks: evaluation, transcripts, export, throughput, progress, checkpoints and a guard against broken updates."""
+
+from lit_agentrl.callbacks.checkpoint import IterationCheckpoint
+from lit_agentrl.callbacks.checkpoint_io import AtomicCheckpointIO
+from lit_agentrl.callbacks.collection import CollectionMetrics
+from lit_agentrl.callbacks.evaluation import Evaluation, read_evaluations
+from lit_agentrl.callbacks.export import HFExport
+from lit_agentrl.callbacks.guard import NonFiniteGuard
+from lit_agentrl.callbacks.interrupt import stop_on_sigterm
+from lit_agentrl.callbacks.progress import IterationProgress
+from lit_agentrl.callbacks.throughput import Throughput
+from lit_agentrl.callbacks.transcripts import Transcripts
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "CollectionMetrics",
+    "Evaluation",
+    "HFExport",
+    "IterationCheckpoint",
+    "IterationProgress",
+    "NonFiniteGuard",
+    "Throughput",
+    "Transcripts",
+    "read_evaluations",
+    "stop_on_sigterm",
+]

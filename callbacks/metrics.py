@@ -1,0 +1,107 @@
+"""Numbers of an evaluation: success with its uncertainty, pass@k, rewards and lengths. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from lit_agentrl.types import TrajectoryGroup
+
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Probability that k of n samples, drawn without return, hold a correct one: 1 - C(n - c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, Eq. 1).
+
+    Raises:
+        ValueError: If k is not in 1 ... n or c not in 0 ... n.
+    """
+    if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
+        raise ValueError(f"pass_at_k needs 1 <= k <= n and 0 <= c <= n, got n={num_samples}, c={num_correct}, k={k}.")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def wilson_interval(num_successes: float, num_trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927); it stays inside [0, 1] and has a width at 0 and 1 too."""
+    if num_trials == 0:
+        return math.nan, math.nan
+    share = num_successes / num_trials
+    squared = Z_95**2 / num_trials
+    center = (share + squared / 2) / (1 + squared)
+    half_width = Z_95 * math.sqrt(share * (1 - share) / num_trials + squared / (4 * num_trials)) / (1 + squared)
+    return max(0.0, center - half_width), min(1.0, center + half_width)
+
+
+def bootstrap_interval(values: Sequence[float], *, num_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of shares `values`, one per task, resampling tasks with a fixed seed.
+
+    Where all tasks agree a resample never differs and the width would be 0: Wilson's interval over tasks stands in.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return math.nan, math.nan
+    if np.all(array == array[0]):
+        return wilson_interval(float(array.sum()), array.size)
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(array, array.size).mean() for _ in range(num_resamples)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def evaluation_metrics(groups: Sequence[TrajectoryGroup], group_size: int = 1) -> dict[str, float]:
+    """Means over tasks and episodes. Failed episodes are counted and left out of everything else.
+
+    The keys depend on `group_size` and the reward components alone; a number that nothing supports is NaN
+    (success where the environment does not say, pass@k where no task has k episodes left).
+    """
+    episodes = [trajectory for group in groups for trajectory in group.trajectories]
+    finished = [trajectory for trajectory in episodes if not trajectory.stop_reason.is_failure]
+    outcomes = [outcome for group in groups if (outcome := _outcomes(group))]
+    components = sorted({name for trajectory in episodes for name in trajectory.rewards})
+    return {
+        **_success_metrics(outcomes, group_size),
+        "reward/mean": _mean(trajectory.total_reward for trajectory in finished),
+        **{
+            f"reward/{name}": _mean(trajectory.rewards[name] for trajectory in finished if name in trajectory.rewards)
+            for name in components
+        },
+        "length/steps": _mean(len(trajectory.steps) for trajectory in finished),
+        "length/action_tokens": _mean(len(step.action_ids) for trajectory in finished for step in trajectory.steps),
+        "truncated": _mean(trajectory.stop_reason.is_token_limit for trajectory in finished),
+        "failed": float(len(episodes) - len(finished)),
+        "num_tasks": float(len(outcomes)),
+        "num_episodes": float(len(finished)),
+    }
+
+
+def _success_metrics(outcomes: Sequence[Sequence[bool]], group_size: int) -> dict[str, float]:
+    """Success over tasks [tasks][episodes] with its interval, and pass@k for k = 2, 4, 8 ... and the group size."""
+    shares = [sum(task) / len(task) for task in outcomes]
+    success = _mean(shares)
+    low, high = wilson_interval(sum(shares), len(shares)) if group_size == 1 else bootstrap_interval(shares)
+    metrics = {"success": success, "success_low": low, "success_high": high}
+    if group_size > 1:
+        metrics[f"avg_at_{group_size}"] = success
+        powers = {2**exponent for exponent in range(1, group_size.bit_length())}
+        for k in sorted(powers | {group_size}):
+            metrics[f"pass_at_{k}"] = _mean(pass_at_k(len(task), sum(task), k) for task in outcomes if len(task) >= k)
+    return metrics
+
+
+def _outcomes(group: TrajectoryGroup) -> list[bool]:
+    """Whether each episode of a task succeeded; failed episodes and those of unknown outcome are left out."""
+    return [
+        trajectory.success
+        for trajectory in group.trajectories
+        if trajectory.success is not None and not trajectory.stop_reason.is_failure
+    ]
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean, NaN of nothing."""
+    numbers = [float(value) for value in values]
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan

@@ -1,0 +1,337 @@
+"""The rollout datamodule: one Lightning epoch is one iteration, collected when the train dataloader is asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol, cast
+
+import lightning as L
+from lit_agentrl.datamodules.batches import Batches, finished_epochs
+from lit_agentrl.datamodules.prompts import PromptCursor
+from lit_agentrl.datamodules.statistics import iteration_metrics
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lit_agentrl import distributed
+from lit_agentrl.envs.pool import EnvironmentPool
+from lit_agentrl.errors import UserError
+from lit_agentrl.models.policy import load_tokenizer, max_context
+from lit_agentrl.rewards import Reward, check_rewards, score
+from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
+from lit_agentrl.rollouts.chain import ChainRollout
+from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.rollouts.hf import HFEngine
+from lit_agentrl.rows import assemble, split_updates, to_rows
+from lit_agentrl.types import (
+    Advantages,
+    Engine,
+    EnvironmentSuite,
+    SamplingParams,
+    Split,
+    TrainBatch,
+    Trajectory,
+    TrajectoryGroup,
+)
+
+log = logging.getLogger(__name__)
+
+
+class RolloutModule(Protocol):
+    """What the datamodule needs of the module it collects for."""
+
+    policy: nn.Module | None
+    group_relative: bool
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether micro-batches are planned by unique tokens."""
+        ...
+
+    def batch_advantages(self, groups: Sequence[TrajectoryGroup]) -> list[Advantages]:
+        """The advantages of every group."""
+        ...
+
+    def trains_on(self, trajectory: Trajectory, advantages: list[float]) -> bool:
+        """Whether a trajectory enters the loss."""
+        ...
+
+    def prepare(self, batches: Sequence[TrainBatch]) -> None:
+        """Score the iteration's batches before its first update."""
+        ...
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Rolls the policy out in an environment and serves the trajectories as training rows.
+
+    Args:
+        environment: The tasks, in splits, and how to start one.
+        tokenizer: What the policy was loaded from (linked from `model.pretrained`).
+        engine: Generates the actions; None is an `HFEngine`.
+        rollout: How trajectories are gathered.
+        rewards: The components of the total reward.
+        sampling: How training actions are sampled.
+        num_prompts: Prompts of an iteration, over all ranks.
+        group_size: Trajectories of a prompt.
+        max_length: Tokens an episode may hold, prompt and answers together.
+        max_tokens: Token budget of a micro-batch: unique tokens where prefixes are shared, else padded ones.
+        num_updates: Optimiser steps of an iteration; each takes its share of the prompts.
+        num_passes: How often an iteration's rows are trained on.
+        max_rounds: Dynamic sampling (DAPO): above 1, prompts whose trajectories all earn the same are replaced by new
+            ones, in at most this many rounds.
+        signal: What "earn the same" is judged by.
+        chat: `append` later turns to the context, or `rebuild` the prompt at every step.
+        num_workers: Threads that step environments.
+        step_deadline: Seconds an environment may take for one call before its episode fails.
+        seed: Of prompts and sampling.
+    """
+
+    def __init__(
+        self,
+        environment: EnvironmentSuite,
+        tokenizer: str,
+        engine: Engine | None = None,
+        rollout: RolloutStrategy | None = None,
+        rewards: list[Reward] | None = None,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008  # frozen
+        num_prompts: int = 8,
+        group_size: int = 8,
+        max_length: int = 1024,
+        max_tokens: int = 8192,
+        num_updates: int = 1,
+        num_passes: int = 1,
+        max_rounds: int = 1,
+        signal: Literal["reward", "success"] = "reward",
+        chat: Literal["append", "rebuild"] = "append",
+        num_workers: int = 8,
+        step_deadline: float = 60.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.environment, self.pretrained = environment, tokenizer
+        self.engine: Engine = engine or HFEngine()
+        self.rollout: RolloutStrategy = rollout or ChainRollout()
+        self.rewards = rewards or [Reward()]
+        self.sampling, self.num_prompts, self.group_size = sampling, num_prompts, group_size
+        self.max_length, self.max_tokens = max_length, max_tokens
+        self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
+        self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
+        self._check_arguments()
+        self.groups: list[TrajectoryGroup] = []
+        """All that the last iteration collected on this rank, what dynamic sampling left out included."""
+        self.iteration_metrics: dict[str, float] = {}
+        self._batches: list[TrainBatch] = []
+        self._collected = -1
+        self._position = 0
+        self._ready: tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool] | None = None
+
+    def _check_arguments(self) -> None:
+        check_rewards(self.rewards)
+        positive = ("num_prompts", "group_size", "max_length", "max_tokens", "num_updates", "num_passes", "max_rounds")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.num_updates > self.num_prompts:
+            raise UserError(
+                f"num_updates={self.num_updates} needs at least as many prompts, but num_prompts={self.num_prompts}: a "
+                "group is never torn between two optimiser steps."
+            )
+        if self.sampling.temperature <= 0:
+            raise UserError(
+                f"sampling.temperature={self.sampling.temperature}: training needs a temperature above 0, or all "
+                "trajectories of a group are the same."
+            )
+        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
+            log.warning(
+                "sampling.top_p=%s, top_k=%s: actions are drawn from a truncated distribution, but log-probabilities "
+                "are those of the whole one, so the policy gradient is off by the difference. Prefer a temperature.",
+                self.sampling.top_p,
+                self.sampling.top_k,
+            )
+        if self.sampling.max_new_tokens >= self.max_length:
+            raise UserError(
+                f"max_length={self.max_length} leaves no room for a prompt beside sampling.max_new_tokens="
+                f"{self.sampling.max_new_tokens}. Raise --data.max_length."
+            )
+        if self.max_tokens < self.max_length:
+            raise UserError(
+                f"max_tokens={self.max_tokens} is below max_length={self.max_length}: the longest row would not fit a "
+                "micro-batch. Raise --data.max_tokens or lower --data.max_length."
+            )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer."""
+        return self._parts()[0]
+
+    def _parts(self) -> tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool]:
+        if self._ready is None:
+            tokenizer = load_tokenizer(self.pretrained)
+            pool = EnvironmentPool(self.num_workers, self.step_deadline)
+            self._ready = tokenizer, Chat(tokenizer, self.chat_mode), pool
+        return self._ready
+
+    def setup(self, stage: str) -> None:
+        """Check what can be checked before the first rollout."""
+        assert self.trainer is not None
+        reload: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set by a connector
+        if stage == "fit" and reload != 1:
+            raise UserError(
+                "Rollouts are collected anew for every epoch: set --trainer.reload_dataloaders_every_n_epochs to 1 "
+                f"(it is {reload})."
+            )
+        if stage == "fit":
+            self._check_fit()
+        self._parts()
+
+    def _check_fit(self) -> None:
+        assert self.trainer is not None
+        if self._module().group_relative and self.group_size < 2:
+            raise UserError(
+                f"group_size={self.group_size}: a group-relative advantage needs at least 2 trajectories per prompt. "
+                "Raise --data.group_size, or use an advantage with a fixed reference (binary: sign)."
+            )
+        if self.num_prompts < self.trainer.world_size * self.num_updates:
+            raise UserError(
+                f"num_prompts={self.num_prompts} is too few for {self.trainer.world_size} ranks x num_updates="
+                f"{self.num_updates}: every rank needs a prompt for every optimiser step."
+            )
+        tasks = self.environment.tasks("train")
+        if not tasks:
+            raise UserError("The train split has no tasks: check the environment's options.")
+
+    def _module(self) -> RolloutModule:
+        assert self.trainer is not None
+        return cast(RolloutModule, self.trainer.lightning_module)
+
+    def train_dataloader(self) -> DataLoader[TrainBatch]:
+        """Collect the iteration's rollouts once, and serve its micro-batches."""
+        assert self.trainer is not None
+        # Lightning asks twice for the first epoch after a resume: collect once per iteration.
+        iteration = finished_epochs(self.trainer)
+        if iteration >= (self.trainer.max_epochs or 0) > 0:
+            return DataLoader(Batches([]), batch_size=None)  # a finished run was resumed: nothing will be trained
+        if iteration != self._collected:
+            self._collect_iteration(iteration)
+            self._collected = iteration
+        return DataLoader(Batches(self._batches), batch_size=None)
+
+    def _collect_iteration(self, iteration: int) -> None:
+        assert self.trainer is not None
+        module = self._module()
+        began = time.perf_counter()
+        self._sync()
+        self.groups, trained, rounds = self._collect(iteration)
+        collected = time.perf_counter()
+        healthy = [without_failures(group) for group in trained]
+        rows = to_rows(healthy, module.batch_advantages(healthy), module.trains_on)
+        updates = split_updates(rows, self.num_updates) * self.num_passes
+        self._batches, per_step = assemble(
+            updates,
+            self.max_tokens,
+            distributed.reduce_integers,
+            shared=module.shares_prefixes,
+            temperature=self.sampling.temperature,
+        )
+        self.trainer.accumulate_grad_batches = per_step
+        module.prepare(self._batches)
+        seconds = [collected - began, time.perf_counter() - collected]
+        metrics = iteration_metrics(self.groups, rows, self.rewards, rounds, self._parts()[2])
+        # The slowest rank's seconds: the others wait for it.
+        self.iteration_metrics = metrics | dict(
+            zip(("time/collect", "time/prepare"), distributed.reduce_floats(seconds, "max"), strict=True)
+        )
+
+    def _collect(self, iteration: int) -> tuple[list[TrajectoryGroup], list[TrajectoryGroup], int]:
+        """All groups of this rank, those to train on, and the rounds it took; moves the prompt cursor on all ranks."""
+        rank, size = distributed.world()
+        wanted = len(range(rank, self.num_prompts, size))
+        cursor = PromptCursor(self.environment.tasks("train"), self.seed)
+        groups: list[TrajectoryGroup] = []
+        trained: list[TrajectoryGroup] = []
+        rounds = 0
+        while rounds < self.max_rounds and len(trained) < wanted:
+            first = self._position + rounds * self.num_prompts + rank
+            prompts = [cursor.at(first + i * size) for i in range(wanted - len(trained))]
+            fresh = self._roll_out(prompts, self.group_size, self.sampling, iteration)
+            groups += fresh
+            trained += fresh if self.max_rounds == 1 else [group for group in fresh if has_signal(group, self.signal)]
+            rounds += 1
+        self._position += distributed.reduce_integers([rounds], "max")[0] * self.num_prompts
+        return groups, trained, rounds
+
+    def _roll_out(
+        self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingParams, iteration: int
+    ) -> list[TrajectoryGroup]:
+        assert self.trainer is not None
+        _, chat, pool = self._parts()
+        # Not every model's configuration names the token that its chat template ends a turn with.
+        sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()))
+        context = RolloutContext(
+            self.engine, chat, pool, self.environment.make, sampling, self.max_length, self.seed, iteration
+        )
+        with self.trainer.precision_plugin.forward_context():
+            groups = self.rollout.collect(prompts, group_size, context)
+        score(groups, self.rewards)
+        return groups
+
+    def _sync(self) -> None:
+        policy = self._module().policy
+        assert policy is not None
+        limit = max_context(policy.lm)  # type: ignore[arg-type]
+        if limit is not None and self.max_length > limit:
+            raise UserError(
+                f"max_length={self.max_length} is beyond the model's {limit} positions. Lower --data.max_length."
+            )
+        self.engine.sync(policy)
+
+    def evaluate(
+        self, split: Split, *, num_tasks: int | None, group_size: int, sampling: SamplingParams
+    ) -> list[TrajectoryGroup]:
+        """Roll out on the first tasks of a split; every rank plays its share and gets all groups, in task order."""
+        tasks = list(self.environment.tasks(split))[:num_tasks]
+        if not tasks:
+            raise UserError(f"The {split} split has no tasks to evaluate on: check the environment's options.")
+        rank, size = distributed.world()
+        self._sync()
+        mine = [Prompt(tasks[i], i) for i in range(rank, len(tasks), size)]
+        groups = self._roll_out(mine, group_size, sampling, EVALUATION)
+        shares = distributed.gather(groups)
+        return [shares[i % size][i // size] for i in range(len(tasks))]
+
+    def val_dataloader(self) -> list[int]:
+        """Nothing in a fit (the Evaluation callback decides when); one step for `validate`, which it hooks into."""
+        assert self.trainer is not None
+        return [] if self.trainer.state.fn == "fit" else [0]
+
+    def test_dataloader(self) -> list[int]:
+        """One step for `test`, which the Evaluation callback hooks into."""
+        return [0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prompt cursor; sampling needs no state, its randomness is keyed by numbers."""
+        return {"position": self._position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the next prompts."""
+        self._position = int(state_dict["position"])
+
+
+EVALUATION = -1
+"""The iteration number that keys evaluation rollouts: the same draws whenever the same policy is evaluated."""
+
+
+def without_failures(group: TrajectoryGroup) -> TrajectoryGroup:
+    """The group without the trajectories that the environment broke."""
+    return TrajectoryGroup(group.prompt_id, [t for t in group.trajectories if not t.stop_reason.is_failure])
+
+
+def has_signal(group: TrajectoryGroup, signal: Literal["reward", "success"]) -> bool:
+    """Whether the group's trajectories differ in what they earned."""
+    value: Callable[[Trajectory], object] = (
+        (lambda t: t.total_reward) if signal == "reward" else (lambda t: bool(t.success))
+    )
+    return len({value(t) for t in without_failures(group).trajectories}) > 1

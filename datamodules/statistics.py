@@ -1,0 +1,80 @@
+"""The numbers of an iteration's rollouts, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_agentrl import distributed
+from lit_agentrl.envs.pool import EnvironmentPool
+from lit_agentrl.rewards import Reward
+from lit_agentrl.rows import Row
+from lit_agentrl.types import StopReason, Trajectory, TrajectoryGroup
+
+
+def iteration_metrics(
+    groups: Sequence[TrajectoryGroup],
+    rows: Sequence[Sequence[Row]],
+    rewards: Sequence[Reward],
+    rounds: int,
+    pool: EnvironmentPool,
+) -> dict[str, float]:
+    """Means over all healthy trajectories of the iteration, shares and counts; the same keys on every rank, always.
+
+    `groups` are all that were collected, `rows` those of the groups that are trained.
+    """
+    every = [t for group in groups for t in group.trajectories]
+    healthy = [t for t in every if not t.stop_reason.is_failure]
+    steps = [step for t in healthy for step in t.steps]
+    sums = {
+        "episodes": float(len(every)),
+        "healthy": float(len(healthy)),
+        "groups": float(len(groups)),
+        "steps": float(len(steps)),
+        "reward": sum(t.total_reward for t in healthy),
+        "reward_squared": sum(t.total_reward**2 for t in healthy),
+        "success": float(sum(t.success is True for t in healthy)),
+        "judged": float(sum(t.success is not None for t in healthy)),
+        "action_tokens": float(sum(len(step.action_ids) for step in steps)),
+        "context_tokens": float(sum(_length(t) for t in healthy)),
+        "truncated": float(sum(t.stop_reason.is_token_limit for t in healthy)),
+        "zero_signal": float(sum(_flat(group) for group in groups)),
+        "rows": float(sum(len(group_rows) for group_rows in rows)),
+        "row_tokens": float(sum(len(row.token_ids) for group_rows in rows for row in group_rows)),
+        "env_seconds": sum(t.env_seconds for t in every),
+        "leaked": float(pool.num_leaked),
+    }
+    sums |= {f"stop/{reason}": float(sum(t.stop_reason is reason for t in every)) for reason in StopReason}
+    sums |= {f"reward/{r.label}": sum(t.rewards.get(r.label, 0.0) for t in healthy) for r in rewards}
+    total = dict(zip(sums, distributed.reduce_floats(list(sums.values())), strict=True))
+    healthy_count, groups_count = max(1.0, total["healthy"]), max(1.0, total["groups"])
+    mean = total["reward"] / healthy_count
+    return {
+        "reward/mean": mean,
+        "reward/std": max(0.0, total["reward_squared"] / healthy_count - mean**2) ** 0.5,
+        **{f"reward/{r.label}": total[f"reward/{r.label}"] / healthy_count for r in rewards},
+        "success": total["success"] / max(1.0, total["judged"]),
+        "length/steps": total["steps"] / healthy_count,
+        "length/action_tokens": total["action_tokens"] / max(1.0, total["steps"]),
+        "length/episode_tokens": total["context_tokens"] / healthy_count,
+        "truncated": total["truncated"] / healthy_count,
+        "zero_signal": total["zero_signal"] / groups_count,
+        "failed": total["episodes"] - total["healthy"],
+        "rounds": float(max(distributed.reduce_integers([rounds], "max"))),
+        **{f"stop/{reason}": total[f"stop/{reason}"] for reason in StopReason},
+        "tokens/generated": total["action_tokens"],
+        "tokens/trained": total["row_tokens"],
+        "rows": total["rows"],
+        "time/environment": total["env_seconds"],
+        "workers_leaked": total["leaked"],
+    }
+
+
+def _length(trajectory: Trajectory) -> int:
+    """Tokens the episode held at its end."""
+    last = trajectory.steps[-1] if trajectory.steps else None
+    return len(last.context_ids) + len(last.action_ids) if last else 0
+
+
+def _flat(group: TrajectoryGroup) -> bool:
+    """Whether no trajectory earned more than another."""
+    return len({t.total_reward for t in group.trajectories if not t.stop_reason.is_failure}) < 2

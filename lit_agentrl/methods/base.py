@@ -1,0 +1,207 @@
+"""The policy-gradient step that GRPO++ and its relatives share: a method says what a trajectory is worth, no more."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_agentrl.errors import UserError
+from lit_agentrl.losses import (
+    aggregate,
+    kl_estimate,
+    policy_loss,
+    sequence_mean,
+    surrogate_metrics,
+    truncated_importance,
+)
+from lit_agentrl.methods.language import LanguageModule
+from lit_agentrl.models.reference import Reference
+from lit_agentrl.types import Advantages, TrainBatch, Trajectory, TrajectoryGroup
+
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "constant"]
+
+
+class PolicyModule(LanguageModule):
+    """A policy-gradient method: a subclass says what a trajectory is worth, this class does the rest.
+
+    Args:
+        loss: The surrogate (see `lit_agentrl.losses.policy_loss`).
+        clip_low: Lower clip range of the ratio (for `gspo` of the sequence ratio).
+        clip_high: Upper clip range; above `clip_low` it is DAPO's clip-higher.
+        dual_clip: Bound of the loss at `dual_clip * |A|` for negative advantages; None is off.
+        cispo_max: Upper bound of CISPO's detached ratio.
+        aggregation: How token losses become one number; always over the whole optimiser step and all ranks.
+        max_length: The constant of `aggregation: constant` (Dr.GRPO), in tokens.
+        kl_coef: Weight of the KL penalty to the reference policy; 0 needs no reference.
+        kl: The KL estimator.
+        reference: The reference policy.
+        entropy_coef: Weight of the entropy bonus.
+        old_logprobs: `sampler` takes the engine's log-probabilities as the old policy's; `recompute` scores the rows
+            anew.
+        importance_cap: With `recompute`, tokens are weighted by min(pi_old / pi_sampler, cap) where engine and trainer
+            differ; None is off.
+        overlong: `train` on episodes cut by a token limit, `mask` them out of the loss, or mask episodes cut by any
+            limit, steps included (`mask_any`).
+        drop_zero_advantage: Leave rows without signal out of the loss and of its denominator.
+        **kwargs: See `LanguageModule`.
+    """
+
+    group_relative = True
+    """Whether `advantages` compares trajectories of a group, so that a group needs two of them."""
+
+    def __init__(
+        self,
+        loss: Literal["ppo", "gspo", "gspo_token", "cispo", "reinforce"] = "ppo",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        dual_clip: float | None = None,
+        cispo_max: float = 5.0,
+        aggregation: Aggregation = "token_mean",
+        max_length: int | None = None,
+        kl_coef: float = 0.0,
+        kl: Literal["k1", "k2", "k3", "k3+"] = "k3",
+        reference: Reference | None = None,
+        entropy_coef: float = 0.0,
+        old_logprobs: Literal["sampler", "recompute"] = "sampler",
+        importance_cap: float | None = 2.0,
+        overlong: Literal["train", "mask", "mask_any"] = "train",
+        drop_zero_advantage: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if kl_coef and (reference is None or reference.mode == "none"):
+            raise UserError(
+                f"kl_coef={kl_coef} needs a reference policy: set --model.reference.mode to adapter_off, frozen, sync "
+                "or ema, or --model.kl_coef to 0."
+            )
+        if aggregation == "constant" and not max_length:
+            raise UserError("aggregation='constant' needs --model.max_length, the tokens every row is divided by.")
+        self.loss, self.clip_low, self.clip_high, self.dual_clip = loss, clip_low, clip_high, dual_clip
+        self.cispo_max, self.aggregation, self.max_length = cispo_max, aggregation, max_length
+        self.kl_coef, self.kl, self.reference = kl_coef, kl, reference
+        self.entropy_coef, self.old_logprobs, self.importance_cap = entropy_coef, old_logprobs, importance_cap
+        self.overlong, self.drop_zero_advantage = overlong, drop_zero_advantage
+
+    @abstractmethod
+    def advantages(self, group: TrajectoryGroup) -> Advantages:
+        """What every step of the group's trajectories is worth, [G][K]. Failed trajectories are already removed."""
+
+    def batch_advantages(self, groups: Sequence[TrajectoryGroup]) -> list[Advantages]:
+        """The advantages of all groups of this rank; override it where groups are compared with one another."""
+        return [self.advantages(group) for group in groups]
+
+    def trains_on(self, trajectory: Trajectory, advantages: list[float]) -> bool:
+        """Whether a trajectory enters the loss (and its denominator)."""
+        if self.drop_zero_advantage and not any(advantages):
+            return False
+        reason = trajectory.stop_reason
+        if self.overlong == "mask_any":
+            return not reason.is_truncation
+        return self.overlong == "train" or not reason.is_token_limit
+
+    def configure_model(self) -> None:
+        """Load the policy and tie the reference to it."""
+        fresh = self.policy is None
+        super().configure_model()
+        if fresh and self.reference is not None and self.kl_coef:
+            self.reference.attach(self.policy.lm)  # type: ignore[union-attr, arg-type]
+
+    def prepare(self, batches: Sequence[TrainBatch]) -> None:
+        """Score an iteration's batches before its first update: reference and, where asked for, old log-probabilities.
+
+        The reference policy is refreshed (modes sync and ema) here, so at the borders of iterations.
+        """
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            if self.reference is not None and self.kl_coef:
+                lm = self.policy.lm  # type: ignore[union-attr]
+                self.reference.update(lm, self.trainer.global_step)  # type: ignore[arg-type]
+                with self.reference.using(lm):  # type: ignore[arg-type]
+                    for batch in batches:
+                        batch.reference_logprobs = self._score_on_device(batch)
+            if self.old_logprobs == "recompute" and any(batch.num_updates > 1 for batch in batches):
+                for batch in batches:
+                    batch.sampler_logprobs, batch.old_logprobs = batch.old_logprobs, self._score_on_device(batch)
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """One micro-batch of the policy-gradient loss."""
+        self.num_step_tokens = batch.num_action_tokens
+        scores = self.score(batch, entropy=True)
+        logp, entropy = scores.logprobs, scores.entropy
+        assert entropy is not None
+        old, weight = self._old_logprobs(batch, logp)
+        per_token = weight * self._surrogate(logp, old, batch)
+        sums = {"train/entropy": (entropy.detach() * batch.action_mask).sum()}
+        if batch.reference_logprobs is not None:
+            kl = kl_estimate(logp, batch.reference_logprobs, self.kl)
+            per_token = per_token + self.kl_coef * kl
+            sums["train/kl"] = (kl.detach() * batch.action_mask).sum()
+        if self.entropy_coef:
+            per_token = per_token - self.entropy_coef * entropy
+        loss = aggregate(
+            per_token,
+            batch.action_mask,
+            self.aggregation,
+            num_tokens=max(1, batch.num_action_tokens),
+            num_sequences=max(1, batch.num_rows),
+            max_length=self.max_length,
+        )
+        compared = logp, old
+        if self.loss in ("gspo", "gspo_token"):  # what is clipped there is the ratio of the whole row
+            compared = sequence_mean(logp, batch.action_mask), sequence_mean(old, batch.action_mask)
+        metrics = surrogate_metrics(*compared, batch.action_mask, self.clip_low, self.clip_high)
+        sums |= {f"train/{name}": metrics[name] for name in ("ratio", "clip_fraction", "approx_kl")}
+        self.log_sums(sums, batch)
+        self.log(
+            "train/loss",
+            loss.detach() / batch.num_updates,
+            on_step=False,
+            on_epoch=True,
+            reduce_fx="sum",
+            sync_dist=True,
+        )
+        return self.scaled(loss)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the reference policy's weights."""
+        super().on_save_checkpoint(checkpoint)
+        if self.reference is not None:
+            checkpoint["reference"] = self.reference.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the reference policy's weights back."""
+        super().on_load_checkpoint(checkpoint)
+        if self.reference is not None and checkpoint.get("reference"):
+            self.reference.load_state_dict(checkpoint["reference"])
+
+    def _surrogate(self, logp: Tensor, old: Tensor, batch: TrainBatch) -> Tensor:
+        return policy_loss(
+            self.loss,
+            logp,
+            old,
+            batch.advantages,
+            batch.action_mask,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+            cispo_max=self.cispo_max,
+        )
+
+    def _old_logprobs(self, batch: TrainBatch, logp: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The old policy's log-probabilities [B, L], and the weight that corrects for the sampler's differing ones."""
+        if self.old_logprobs == "sampler":
+            return batch.old_logprobs, 1.0
+        if batch.sampler_logprobs is None:  # one update: the policy that is being differentiated is the old one
+            old, sampler = logp.detach(), batch.old_logprobs
+        else:
+            old, sampler = batch.old_logprobs, batch.sampler_logprobs
+        if self.importance_cap is None:
+            return old, 1.0
+        return old, truncated_importance(old, sampler, self.importance_cap, batch.action_mask)
+
+    def _score_on_device(self, batch: TrainBatch) -> Tensor:
+        """Log-probabilities of a batch that still lies on the CPU, [B, L] on the CPU."""
+        return self.score(self.transfer_batch_to_device(batch, self.device, 0)).logprobs.float().cpu()

@@ -1,0 +1,144 @@
+"""A language model under training: what every method's LightningModule shares."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lit_agentrl.errors import UserError
+from lit_agentrl.models.policy import Lora, load_policy
+from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
+from lit_agentrl.types import TrainBatch
+
+
+class LanguageModule(L.LightningModule):
+    """A language model under training: loading, prefix sharing, optimiser, checkpoint of the trainable weights only.
+
+    Args:
+        pretrained: A local Hugging Face folder, a hub id, a GGUF file, or `smollm2-135m-instruct`.
+        dtype: Of the weights in memory.
+        attention: Transformers' attention implementation.
+        lora: Train adapters of this shape; None trains every weight.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        share_prefix: Encode the tokens that rows share once: where it is right and pays (`auto`), wherever it is right
+            (`true`), never (`false`).
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimiser; stepped once per optimiser step.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+        attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa",
+        lora: Lora | None = None,
+        gradient_checkpointing: bool = False,
+        share_prefix: Literal["auto"] | bool = "auto",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.dtype_name, self.attention, self.lora = dtype, attention, lora
+        self.gradient_checkpointing, self.share_prefix = gradient_checkpointing, share_prefix
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.policy: nn.Module | None = None
+        self.strict_loading = False  # checkpoints hold the trainable weights only
+        self._given: list[dict[str, Any]] = []  # the optimiser's options, before a schedule or a checkpoint
+        self.num_step_tokens = 1  # what the guard skips a step for when it is 0
+
+    def configure_model(self) -> None:
+        """Load the policy, once."""
+        if self.policy is not None:
+            return
+        lm = load_policy(
+            self.pretrained,
+            dtype=self.dtype_name,
+            attention=self.attention,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        if self.share_prefix is False:
+            self.policy = PaddedModel(lm)
+        else:
+            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Built here, not by the command line, which would do it before the policy exists."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        self._given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let the optimiser's options given now win over those that a checkpoint brought back."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for group, given in zip(optimizer.param_groups, self._given, strict=True):
+            if self.lr_scheduler is not None:  # the schedule keeps its place, on the new learning rate
+                given = given | {"lr": group["lr"] * (given["lr"] / group["initial_lr"]), "initial_lr": given["lr"]}
+            group.update(given)
+        schedulers = self.lr_schedulers()
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+                scheduler.base_lrs = [given["lr"] for given in self._given]
+
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: the Evaluation callback plays the held-out tasks when the loop ends."""
+
+    def test_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: the Evaluation callback plays the held-out tasks when the loop ends."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether micro-batches should be planned by unique tokens."""
+        return isinstance(self.policy, PrefixGroupedModel) and not self.policy.refusal
+
+    def score(self, batch: TrainBatch, *, entropy: bool = False) -> TokenScores:
+        """Log-probabilities (and entropy) of the batch's action tokens, [B, L]."""
+        assert self.policy is not None
+        scores: TokenScores = self.policy(
+            batch.token_ids,
+            batch.lengths,
+            targets=batch.action_mask,
+            temperature=batch.temperature,
+            entropy=entropy,
+        )
+        return scores
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks.
+
+        The loss already carries the global denominator of the optimiser step, so micro-batches and ranks must add up.
+        """
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def log_sums(self, sums: dict[str, Tensor], batch: TrainBatch) -> None:
+        """Log sums over tokens as means over all action tokens of the iteration; every rank logs the same keys."""
+        share = 1.0 / (max(1, batch.num_action_tokens) * batch.num_updates)
+        for name, value in sums.items():
+            self.log(
+                name, value.detach().float() * share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable weights only: a frozen base is loaded from `pretrained` again."""
+        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+        if len(trainable) < sum(1 for _ in self.parameters()):
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that lacks weights this module trains: it would silently start from fresh ones."""
+        missing = [n for n, p in self.named_parameters() if p.requires_grad and n not in checkpoint["state_dict"]]
+        if missing:
+            raise UserError(
+                f"The checkpoint lacks {len(missing)} of the weights that this configuration trains, {missing[0]} for "
+                "one. It was made with another model or other LoRA targets: use the same --model options, or start a "
+                "new run."
+            )
