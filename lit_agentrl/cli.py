@@ -1,0 +1,73 @@
+"""The command line: Lightning's subcommands over the project's modules, and the project's own beside them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lit_agentrl import __version__
+from lit_agentrl.errors import UserError
+
+OVERVIEW = f"""lit-agentrl {__version__}: train LLM and VLM agents with reinforcement learning.
+
+usage: lit-agentrl COMMAND [options]
+
+  fit        train: lit-agentrl fit --config configs/experiment/NAME.yaml [--model.X --data.X --trainer.X]
+  evaluate   success on held-out tasks without training (add --ckpt_path or --model.pretrained)
+  validate   the same through Lightning's validation loop
+  test       the same through Lightning's test loop
+  pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
+
+Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
+Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `lit-agentrl` with these arguments (the process's own by default).
+
+    Raises:
+        SystemExit: With 2 after an error that is the user's to fix, 130 or 143 after Ctrl-C or SIGTERM.
+    """
+    given = sys.argv[1:] if args is None else args
+    if not given or given[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return
+    if given[0] == "--version":
+        print(__version__)
+        return
+    try:
+        _dispatch(given[0], given[1:])
+    except Exception as error:
+        text = _user_error(error)
+        if text is None or os.environ.get("LIT_AGENTRL_DEBUG"):
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _user_error(error: BaseException | None) -> str | None:
+    """The text of the user's error behind an exception: option parsing wraps what a constructor raises."""
+    while error is not None:
+        if isinstance(error, UserError) or type(error).__name__ == "MisconfigurationException":
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _dispatch(command: str, options: list[str]) -> None:
+    if command == "pipeline":
+        from lit_agentrl.pipeline import main as run_pipeline
+
+        run_pipeline(options)
+    elif command in LIGHTNING_COMMANDS:
+        from lit_agentrl.lightning_cli import run
+
+        try:
+            run([command, *options])
+        except SystemExit as end:
+            # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
+            raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
+    else:
+        raise UserError(f"there is no command {command!r}. Commands: {', '.join((*LIGHTNING_COMMANDS, 'pipeline'))}.")

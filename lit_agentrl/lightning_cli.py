@@ -1,0 +1,230 @@
+"""`fit`, `validate`, `test` and `evaluate`: LightningCLI with the project's defaults, checks and standing callbacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import transformers
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+# Imported so that classes can be named without their path on the command line.
+from lit_agentrl import __version__
+from lit_agentrl import datamodules as _datamodules  # noqa: F401
+from lit_agentrl import envs as _envs  # noqa: F401
+from lit_agentrl import methods as _methods  # noqa: F401
+from lit_agentrl.callbacks import (
+    AtomicCheckpointIO,
+    CollectionMetrics,
+    Evaluation,
+    HFExport,
+    IterationCheckpoint,
+    IterationProgress,
+    NonFiniteGuard,
+    Throughput,
+    Transcripts,
+    stop_on_sigterm,
+)
+from lit_agentrl.callbacks.source import RolloutSource
+from lit_agentrl.errors import UserError
+from lit_agentrl.files import write_text
+from lit_agentrl.methods.language import LanguageModule
+
+# In the order they run; each has a section of its name. The last ones read what the first ones log.
+STANDING_CALLBACKS = {
+    "collection": CollectionMetrics,
+    "guard": NonFiniteGuard,
+    "evaluation": Evaluation,
+    "transcripts": Transcripts,
+    "throughput": Throughput,
+    "progress": IterationProgress,
+    "export": HFExport,
+    "checkpoint": IterationCheckpoint,
+}
+
+
+class AgentParser(LightningArgumentParser):
+    """Says what is wrong without the hundred lines of usage that argparse would print first."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and where all options are listed, and exit with 2."""
+        if not self.exit_on_error:  # an inner parser that tries one reading of a value among several
+            super().error(message, ex)
+        print(f"error: {message}", file=sys.stderr)
+        print("All options with their values: add --print_config; with explanations: --help.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class AgentTrainer(L.Trainer):
+    """Lightning's Trainer with `evaluate`."""
+
+    def evaluate(
+        self,
+        model: L.LightningModule | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Measure success on held-out tasks without training.
+
+        Args:
+            model: The module whose policy plays.
+            datamodule: Where its tasks come from.
+            ckpt_path: A checkpoint to take the weights from; without one, `model.pretrained` is evaluated as it is.
+            weights_only: As in `test`; here so that a fit's saved configuration can be evaluated.
+        """
+        self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `<run>/config.yaml` when a fit starts: the record of what was run, and what a resume is compared with."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file, whole or not at all."""
+        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
+            return
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+
+
+class AgentRLCLI(LightningCLI):
+    """LightningCLI, where the configuration given now always wins and standing callbacks have a section each."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One tokenizer and one seed for everything; `--evaluation.num_tasks 20` instead of a list of callbacks."""
+        parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        for name, callback in STANDING_CALLBACKS.items():
+            parser.add_lightning_class_args(callback, name)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without `predict`, and `evaluate`."""
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "validate", "test")} | {"evaluate": {"model", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Resume with the configuration given now; Lightning would let the checkpoint's win (Lightning #21455)."""
+
+    def before_instantiate_classes(self) -> None:
+        """What can go wrong with files is said before anything is loaded."""
+        config = self.config[self.config.subcommand]
+        run = Path(config.trainer.default_root_dir)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
+            checkpoint = config.ckpt_path = str(run / "checkpoints" / "last.ckpt")
+        if checkpoint and not Path(checkpoint).exists():
+            raise UserError(
+                f"--ckpt_path {checkpoint}: no such file. A run's newest is in its folder at checkpoints/last.ckpt."
+            )
+        if self.config.subcommand != "fit":
+            return
+        if checkpoint:
+            print_differences(Path(checkpoint).parent.parent / "config.yaml", self._dumped())
+        elif (run / "checkpoints" / "last.ckpt").exists():
+            raise UserError(
+                f"{run} already holds a run. Resume it with --ckpt_path last, start elsewhere with "
+                "--trainer.default_root_dir FOLDER, or delete the folder."
+            )
+
+    def _dumped(self) -> dict[str, Any]:
+        config = self.config[self.config.subcommand]
+        dumped: dict[str, Any] = yaml.safe_load(
+            self._parser(self.config.subcommand).dump(config, skip_none=False, format="yaml")
+        )
+        return dumped
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        """Leave out what reads rollouts where the datamodule collects none."""
+        if not isinstance(self.datamodule, RolloutSource):
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Log to CSV files inside the run folder where no logger was asked for."""
+        config = self.config[self.subcommand].trainer
+        if config.logger in (None, True):
+            folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
+            kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
+        return super().instantiate_trainer(**kwargs)
+
+
+def print_differences(recorded: Path, now: dict[str, Any]) -> None:
+    """Say which options differ from those the checkpoint's run was started with; the ones given now are used."""
+    if not recorded.is_file():
+        print(f"Resuming; {recorded} is not there, so the options cannot be compared with the first run's.")
+        return
+    before, after = _flatten(yaml.safe_load(recorded.read_text())), _flatten(now)
+    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k) and k != "ckpt_path")
+    if changed:
+        print("Resuming with other options than the run was started with; those given now are used:")
+        for key in changed:
+            print(f"  {key}: {before.get(key)} -> {after.get(key)}")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {
+            k: v for name, child in tree.items() for k, v in _flatten(child, f"{prefix}.{name}".lstrip(".")).items()
+        }
+    return {prefix: tree}
+
+
+def quiet() -> None:
+    """Silence what Lightning and Transformers say about things that are as they should be here."""
+    project = logging.getLogger("lit_agentrl")
+    if not project.handlers:
+        project.addHandler(logging.StreamHandler())
+        project.setLevel(logging.INFO)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    for message in (
+        "LightningCLI's args parameter",  # `main` takes a list, as the tests and the pipeline give one
+        "Found .* module\\(s\\) in eval mode",  # dropout is off in RL: sampling and training see the same network
+        "Your `IterableDataset` has `__len__` defined",  # ready batches, no loading workers
+        "The .*_dataloader. does not have many workers",
+        "Total length of `list` across ranks is zero",  # no validation inside a fit: Evaluation has its own times
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning with torch 2.13
+        "`is_gradient_checkpointing` is deprecated",  # peft with Transformers 5.23
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def run(args: list[str]) -> None:
+    """Parse the arguments and run the subcommand they start with."""
+    quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # classes of the user's own; last, so that no installed package is shadowed
+    with stop_on_sigterm():
+        AgentRLCLI(
+            LanguageModule,
+            L.LightningDataModule,
+            save_config_callback=SaveConfig,
+            trainer_class=AgentTrainer,
+            trainer_defaults={
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 1,
+                "reload_dataloaders_every_n_epochs": 1,
+                "default_root_dir": "runs/latest",
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "plugins": [{"class_path": f"{AtomicCheckpointIO.__module__}.{AtomicCheckpointIO.__qualname__}"}],
+            },
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=AgentParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "version": __version__},
+            args=args,
+        )
