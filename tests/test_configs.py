@@ -1,0 +1,109 @@
+"""Every YAML under configs/ runs: the experiments and presets with a tiny model, the pipeline from end to end."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lit_agentrl.cli import main
+from runs import ECHO, ROOT, checkpoint
+from tiny import build_tiny_lm
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ROOM = {"data.max_length": 1500, "data.max_tokens": 6000}  # the tiny model's tokens are bytes
+SMALL: dict[str, dict[str, object]] = {
+    "grpopp_textworld": {"data.num_prompts": 2, "data.group_size": 4, "evaluation.num_tasks": 2, **ROOM},
+    "grpopp_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
+    "textworld_warmup": {"data.source.num_tasks": 3, **ROOM},
+}
+QUICKSTART = CONFIGS / "pipeline" / "quickstart.yaml"
+
+
+def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[str]:
+    given = {
+        "model.pretrained": lm,
+        "trainer.default_root_dir": run,
+        "trainer.max_epochs": 1,
+        "transcripts.show": 0,
+        **more,
+    }
+    return ["fit", "--config", str(config), *(word for k, v in given.items() for word in (f"--{k}", str(v)))]
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_experiments_run(path, long_lm, tmp_path):
+    """As shipped, but for the model and the size: one iteration leaves a checkpoint and an export."""
+    main(arguments(path, long_lm, tmp_path, **SMALL[path.stem]))
+    assert checkpoint(tmp_path)["global_step"] >= 1
+    assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "model").glob("*.yaml")), ids=lambda p: p.stem)
+def test_presets_run_on_top_of_an_experiment(path, tiny_lm, tmp_path):
+    """A preset changes what it names and keeps the rest of the experiment, model and adapter included."""
+    words = arguments(ECHO, tiny_lm, tmp_path, **{"data.num_prompts": 2, "evaluation.num_tasks": 2})
+    main([*words[:3], "--config", str(path), *words[3:]])
+    assert checkpoint(tmp_path)["global_step"] >= 1
+    assert all("lora_" in name for name in checkpoint(tmp_path)["state_dict"])
+
+
+def test_every_config_is_covered():
+    """A new file is either run above or this list says where it is run."""
+    elsewhere = {"pipeline/quickstart.yaml"}
+    found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
+    run = {f"experiment/{name}.yaml" for name in SMALL} | {
+        f"model/{p.name}" for p in (CONFIGS / "model").glob("*.yaml")
+    }
+    assert found == run | elsewhere
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_from_end_to_end_and_is_not_run_twice(long_lm, tmp_path, monkeypatch, capfd):
+    """All stages in processes of their own, the three numbers together, the export; the second time all is skipped."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    sizes = {"trainer.max_epochs": 1, "evaluation.num_tasks": 2, "data.num_prompts": 2, **ROOM}
+    words = [f"stages.train.options.{key}={value}" for key, value in sizes.items()]
+    words += [f"stages.untrained.options.{key}={value}" for key, value in {**sizes, "evaluation.num_tasks": 3}.items()]
+    words += [f"stages.warmup.options.{key}={value}" for key, value in SMALL["textworld_warmup"].items()]
+    main(["pipeline", str(QUICKSTART), f"root={tmp_path}", f"base={long_lm}", *words])
+    first = capfd.readouterr().out
+    for label in ("untrained", "warm-started", "trained"):
+        assert label in first
+    assert f"{tmp_path}/train/export" in first
+    assert (tmp_path / "train" / "export" / "model.safetensors").is_file()
+    tasks = [
+        json.loads((tmp_path / s / "evaluation.jsonl").read_text().splitlines()[0]) for s in ("untrained", "train")
+    ]
+    assert [task["num_tasks"] for task in tasks] == [3, 2]
+    main(["pipeline", str(QUICKSTART), f"root={tmp_path}", f"base={long_lm}", *words])
+    assert capfd.readouterr().out.count("finished already") == 3
+
+
+def test_a_finished_stage_with_other_options_is_not_mixed_up(tmp_path, capsys):
+    """The fingerprint covers command, configuration and options."""
+    from lit_agentrl.pipeline import load
+
+    _, (stage, *_) = load(QUICKSTART, [f"root={tmp_path}"])
+    stage.marker.parent.mkdir(parents=True)
+    stage.marker.write_text(json.dumps({"fingerprint": stage.fingerprint()}))
+    assert stage.is_finished()
+    with pytest.raises(SystemExit):
+        main(["pipeline", str(QUICKSTART), f"root={tmp_path}", "base=another"])
+    assert "other options" in capsys.readouterr().err
+
+
+def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
+    main(["pipeline", str(QUICKSTART), "--dry-run", f"root={tmp_path}/x", "seed=7"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["untrained", "warmup", "train"]
+    assert f"--model.pretrained {tmp_path}/x/warmup/export" in lines[2]
+    assert "--seed_everything 7" in lines[2]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def long_lm(tmp_path_factory):
+    """The tiny model with room for the quickstart's prompts, which are some 500 bytes long."""
+    return build_tiny_lm(tmp_path_factory.mktemp("long") / "lm", max_position_embeddings=2048)
