@@ -32,8 +32,14 @@ $(VENV)/.made:
 	@"$(PYTHON)" -m venv $(VENV)
 	@touch $@
 
+# A zip download or a copy without symbolic links leaves small text files in their place.
+.PHONY: links
+links:
+	@for name in datamodules callbacks; do \
+		[ -d lit_agentrl/$$name ] || { rm -f lit_agentrl/$$name; ln -s ../$$name lit_agentrl/$$name; }; done
+
 # torch goes first and alone: what is installed then satisfies every later line, and no resolver looks for another build.
-$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made links
 	@echo "Installing into $(VENV) (minutes the first time)"
 	@$(PIP) "torch>=2.11,<2.14"
 	@$(PIP) --editable ".[test]"
