@@ -87,8 +87,8 @@ def run_ours(steps: int, shared: bool) -> dict[str, Any]:
     """Our step, through the engine, the rows, the module and Lightning's Trainer."""
     import lightning as L
     import torch
-    from lit_agentrl.datamodules import RolloutDataModule
 
+    from lit_agentrl.datamodules import RolloutDataModule
     from lit_agentrl.methods import GRPOPlusPlusModule
     from lit_agentrl.models.policy import Lora
     from lit_agentrl.rewards import Reward

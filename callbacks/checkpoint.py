@@ -12,8 +12,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
 
+from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import TEMPORARY_SUFFIX, sync_folder
 

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
+
 from lit_agentrl.callbacks.metrics import evaluation_metrics
 from lit_agentrl.callbacks.records import group_records, write_records
 from lit_agentrl.callbacks.source import rollout_source
-
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import append_line
 from lit_agentrl.types import SamplingParams, Split, TrajectoryGroup

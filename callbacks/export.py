@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lit_agentrl.callbacks.source import policy_lm, tokenizer_of
 
+from lit_agentrl.callbacks.source import policy_lm, tokenizer_of
 from lit_agentrl.errors import UserError
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lit_agentrl.callbacks.source import RolloutSource
 from rich.console import Console
 from rich.status import Status
 
+from lit_agentrl.callbacks.source import RolloutSource
 from lit_agentrl.errors import UserError
 
 HEADER_EVERY = 20  # lines: about a terminal's screen

@@ -8,6 +8,7 @@ import time
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
 from lit_agentrl.callbacks.evaluation import Evaluation
 from lit_agentrl.callbacks.source import RolloutSource
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
 from lit_agentrl.callbacks.records import (
     TrajectoryRecord,
     group_records,
@@ -13,8 +15,6 @@ from lit_agentrl.callbacks.records import (
     write_records,
 )
 from lit_agentrl.callbacks.source import rollout_source
-from rich.console import Console
-
 from lit_agentrl.errors import UserError
 
 LOG_FILE_WIDTH = 120  # columns where the output is no terminal; rich would fall back to 80

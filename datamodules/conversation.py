@@ -9,10 +9,10 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
-from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from torch.utils.data import DataLoader
 
 from lit_agentrl import distributed
+from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer
 from lit_agentrl.rollouts.chat import Chat

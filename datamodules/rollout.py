@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 import lightning as L
-from lit_agentrl.datamodules.batches import Batches, finished_epochs
-from lit_agentrl.datamodules.prompts import PromptCursor
-from lit_agentrl.datamodules.statistics import iteration_metrics
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lit_agentrl import distributed
+from lit_agentrl.datamodules.batches import Batches, finished_epochs
+from lit_agentrl.datamodules.prompts import PromptCursor
+from lit_agentrl.datamodules.statistics import iteration_metrics
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer, max_context

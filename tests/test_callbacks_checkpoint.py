@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lit_agentrl.callbacks import AtomicCheckpointIO, IterationCheckpoint, stop_on_sigterm
-from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
 
 from callback_parts import FakeModule, FakeRollouts, trainer
+from lit_agentrl.callbacks import AtomicCheckpointIO, IterationCheckpoint, stop_on_sigterm
+from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
 from lit_agentrl.errors import UserError
 
 

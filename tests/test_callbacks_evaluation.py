@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger
-from lit_agentrl.callbacks import Evaluation, IterationCheckpoint, read_evaluations
-from lit_agentrl.callbacks.metrics import wilson_interval
 
 from callback_parts import FakeModule, FakeRollouts, trainer
+from lit_agentrl.callbacks import Evaluation, IterationCheckpoint, read_evaluations
+from lit_agentrl.callbacks.metrics import wilson_interval
 from lit_agentrl.errors import UserError
 from lit_agentrl.types import SamplingParams
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
-from lit_agentrl.callbacks import HFExport, IterationCheckpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callback_parts import FakeModule, FakeRollouts, trainer
+from lit_agentrl.callbacks import HFExport, IterationCheckpoint
 from lit_agentrl.errors import UserError
 from lit_agentrl.models import export as export_module
 

@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
-from lit_agentrl.callbacks import NonFiniteGuard
-from lit_agentrl.callbacks.guard import gradients_are_finite
 
 from callback_parts import FakeModule, FakeRollouts, trainer
+from lit_agentrl.callbacks import NonFiniteGuard
+from lit_agentrl.callbacks.guard import gradients_are_finite
 from lit_agentrl.errors import UserError
 
 

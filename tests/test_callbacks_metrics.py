@@ -2,9 +2,9 @@ import itertools
 import math
 
 import pytest
-from lit_agentrl.callbacks.metrics import bootstrap_interval, evaluation_metrics, pass_at_k, wilson_interval
 
 from callback_parts import group, step, trajectory
+from lit_agentrl.callbacks.metrics import bootstrap_interval, evaluation_metrics, pass_at_k, wilson_interval
 from lit_agentrl.types import StopReason, TrajectoryGroup
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import CSVLogger
-from lit_agentrl.callbacks import Evaluation, IterationProgress, NonFiniteGuard, Throughput, progress
-from lit_agentrl.callbacks.progress import COLUMNS, duration, header, line
-from lit_agentrl.callbacks.throughput import peak_memory
 from rich.console import Console
 
 from callback_parts import FakeModule, FakeRollouts, trainer
+from lit_agentrl.callbacks import Evaluation, IterationProgress, NonFiniteGuard, Throughput, progress
+from lit_agentrl.callbacks.progress import COLUMNS, duration, header, line
+from lit_agentrl.callbacks.throughput import peak_memory
 from lit_agentrl.errors import UserError
 
 

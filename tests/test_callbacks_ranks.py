@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lit_agentrl.callbacks import read_evaluations
 
 SCRIPT = """

@@ -2,6 +2,9 @@ import json
 import math
 
 import pytest
+from rich.console import Console
+
+from callback_parts import FakeModule, FakeRollouts, group, step, trainer, trajectory
 from lit_agentrl.callbacks import Transcripts
 from lit_agentrl.callbacks.records import (
     group_records,
@@ -10,9 +13,6 @@ from lit_agentrl.callbacks.records import (
     trajectory_record,
     write_records,
 )
-from rich.console import Console
-
-from callback_parts import FakeModule, FakeRollouts, group, step, trainer, trajectory
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import TEMPORARY_SUFFIX
 from lit_agentrl.types import StopReason
