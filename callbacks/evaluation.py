@@ -23,6 +23,7 @@ from lit_agentrl.types import SamplingParams, Split, TrajectoryGroup
 
 GREEDY = SamplingParams(temperature=0.0)
 FILE_NAME = "evaluation.jsonl"
+INTERVAL = ("success", "success_low", "success_high")
 SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "held-out"}
 
 
@@ -50,10 +51,11 @@ class Evaluation(Callback):
     """Rolls the policy out on tasks of a split that training does not touch.
 
     Logs `<name>/success` with a 95 % interval (`success_low`, `success_high`: Wilson's for one episode a task,
-    otherwise a bootstrap over tasks), `avg_at_k` and `pass_at_k` for groups, `reward/mean` and components,
-    `length/steps`, `length/action_tokens`, `truncated`, `failed` (episodes that the environment broke, left out
-    of all else), `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl` and writes
-    its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
+    otherwise a bootstrap over tasks), the same as `success/<kind>` for every kind of task that the environment tells
+    apart, `avg_at_k` and `pass_at_k` for groups, `reward/mean` and components, `valid_actions` (the share of actions
+    that the environment could use), `length/steps`, `length/action_tokens`, `truncated`, `failed` (episodes that the
+    environment broke, left out of all else), `num_tasks`, `num_episodes`. Each evaluation appends a line to
+    `<run>/evaluation.jsonl` and writes its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
 
     Training is the same with and without it: random states are put back, and the start is not repeated on resume.
 
@@ -184,7 +186,7 @@ class Evaluation(Callback):
         self._evaluated_step = trainer.global_step
         if trainer.is_global_zero:
             self._write(trainer, record, groups)
-            print(self.summary(record), flush=True)
+            print(self.summary(record), *self.kinds(record), sep="\n  ", flush=True)
         named = {f"{self.name}/{key}": value for key, value in metrics.items()}
         if trainer.state.fn == TrainerFn.FITTING:
             for logger in trainer.loggers:  # at the number of updates the policy has had: 0 is the untrained one
@@ -233,8 +235,20 @@ class Evaluation(Callback):
             facts.append(f"pass@{size} {_percent(metrics[f'pass_at_{size}'])} %")
         if metrics["failed"]:
             facts.append(f"{metrics['failed']:g} episodes failed")
-        share, low, high = (_percent(metrics[key]) for key in ("success", "success_low", "success_high"))
+        share, low, high = (_percent(metrics[key]) for key in INTERVAL)
         return f"{SPLIT_TITLES[record['split']]} success {share} % [{low}, {high}] ({', '.join(facts)})"
+
+    @staticmethod
+    def kinds(record: EvaluationRecord) -> list[str]:
+        """A line for every kind of task; empty where there are none or one."""
+        metrics = record["metrics"]
+        names = [key.removeprefix("success/") for key in metrics if key.startswith("success/")]
+        shares = ((name, *(_percent(metrics[f"{key}/{name}"]) for key in INTERVAL)) for name in names)
+        lines = [
+            f"{name}: {share} % [{low}, {high}] of {metrics[f'num_tasks/{name}']:g}"
+            for name, share, low, high in shares
+        ]
+        return lines if len(lines) > 1 else []
 
 
 def read_evaluations(run: Path) -> list[EvaluationRecord]:

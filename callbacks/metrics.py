@@ -55,7 +55,8 @@ def bootstrap_interval(values: Sequence[float], *, num_resamples: int = 2000, se
 def evaluation_metrics(groups: Sequence[TrajectoryGroup], group_size: int = 1) -> dict[str, float]:
     """Means over tasks and episodes. Failed episodes are counted and left out of everything else.
 
-    The keys depend on `group_size` and the reward components alone; a number that nothing supports is NaN
+    Where tasks have kinds, `success/<kind>` with its interval and `num_tasks/<kind>` tell them apart. The keys depend
+    on `group_size`, the reward components and the kinds alone; a number that nothing supports is NaN
     (success where the environment does not say, pass@k where no task has k episodes left).
     """
     episodes = [trajectory for group in groups for trajectory in group.trajectories]
@@ -64,11 +65,15 @@ def evaluation_metrics(groups: Sequence[TrajectoryGroup], group_size: int = 1) -
     components = sorted({name for trajectory in episodes for name in trajectory.rewards})
     return {
         **_success_metrics(outcomes, group_size),
+        **_success_by_kind(groups, group_size),
         "reward/mean": _mean(trajectory.total_reward for trajectory in finished),
         **{
             f"reward/{name}": _mean(trajectory.rewards[name] for trajectory in finished if name in trajectory.rewards)
             for name in components
         },
+        "valid_actions": _mean(
+            step.valid for trajectory in finished for step in trajectory.steps if step.valid is not None
+        ),
         "length/steps": _mean(len(trajectory.steps) for trajectory in finished),
         "length/action_tokens": _mean(len(step.action_ids) for trajectory in finished for step in trajectory.steps),
         "truncated": _mean(trajectory.stop_reason.is_token_limit for trajectory in finished),
@@ -89,6 +94,17 @@ def _success_metrics(outcomes: Sequence[Sequence[bool]], group_size: int) -> dic
         powers = {2**exponent for exponent in range(1, group_size.bit_length())}
         for k in sorted(powers | {group_size}):
             metrics[f"pass_at_{k}"] = _mean(pass_at_k(len(task), sum(task), k) for task in outcomes if len(task) >= k)
+    return metrics
+
+
+def _success_by_kind(groups: Sequence[TrajectoryGroup], group_size: int) -> dict[str, float]:
+    """Success over the tasks of each kind with its interval, and how many there are; nothing where tasks have none."""
+    metrics: dict[str, float] = {}
+    for kind in sorted({group.kind for group in groups if group.kind}):
+        outcomes = [outcome for group in groups if group.kind == kind and (outcome := _outcomes(group))]
+        found = _success_metrics(outcomes, group_size)
+        metrics |= {f"{name}/{kind}": found[name] for name in ("success", "success_low", "success_high")}
+        metrics[f"num_tasks/{kind}"] = float(len(outcomes))
     return metrics
 
 

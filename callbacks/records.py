@@ -20,6 +20,8 @@ class StepRecord(TypedDict):
 
     observation: str
     action: str
+    valid: bool | None
+    """Whether the environment could use the action; None where it does not say."""
     reward: float | None
     context_tokens: int
     action_tokens: int
@@ -114,6 +116,7 @@ def _step_record(step: Step) -> StepRecord:
     return {
         "observation": step.observation,
         "action": step.action,
+        "valid": step.valid,
         "reward": _finite(step.reward),
         "context_tokens": len(step.context_ids),
         "action_tokens": len(step.action_ids),

@@ -276,6 +276,8 @@ class RolloutDataModule(L.LightningDataModule):
         with self.trainer.precision_plugin.forward_context():
             groups = self.rollout.collect(prompts, group_size, context)
         score(groups, self.rewards)
+        for group in groups:
+            group.kind = self.environment.kind(group.prompt_id)
         return groups
 
     def _sync(self) -> None:

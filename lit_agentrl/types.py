@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 Split = Literal["train", "val", "test"]
@@ -62,6 +63,10 @@ class Step:
     """The environment's state before the action (GiGPO groups steps by it)."""
     observation: str = ""
     """The text the environment showed before the action, for transcripts."""
+    state: str = ""
+    """The observation without task, history and offered actions: what GiGPO's paper compares states by."""
+    valid: bool | None = None
+    """Whether the environment could use the action; None where it does not say."""
     action: str = ""
     """The action as text, special tokens removed, for transcripts and rewards."""
     finish: Literal["stop", "length"] = "stop"
@@ -93,6 +98,8 @@ class TrajectoryGroup:
 
     prompt_id: str
     trajectories: list[Trajectory]
+    kind: str = ""
+    """The type of the task, as the suite names it."""
 
 
 @dataclass
@@ -128,12 +135,26 @@ class TrainBatch:
 
 @dataclass(slots=True)
 class Observation:
-    """What the environment shows the policy."""
+    """What the environment shows the policy.
+
+    `text` alone is enough. The other fields say the same in parts: a memory that rebuilds the prompt at every step
+    needs to know what of it is task, state and offer, and step-level methods compare states without the rest.
+    """
 
     text: str
     """The whole text of the turn, offered commands included."""
     system: str = ""
     """A system prompt; what the first observation says holds for the episode."""
+    state: str = ""
+    """The observation alone, without task, history and offered actions; empty where that is `text`."""
+    task: str = ""
+    """The goal of the episode, the same at every step."""
+    actions: tuple[str, ...] = ()
+    """The actions on offer."""
+    valid: bool | None = None
+    """Whether the action that led here could be used; None for the first observation, or where it is not known."""
+    images: tuple[np.ndarray[Any, np.dtype[np.uint8]], ...] = ()
+    """[H, W, 3] each: what the policy sees beside the text."""
 
 
 @runtime_checkable
@@ -186,6 +207,10 @@ class EnvironmentSuite(ABC):
     @abstractmethod
     def make(self, task: str) -> Environment:
         """A fresh environment for one episode of `task`."""
+
+    def kind(self, task: str) -> str:
+        """The type of a task, by which success is reported apart; empty where all tasks are of one."""
+        return ""
 
 
 Conversation = list[tuple[Observation, str]]

@@ -13,7 +13,11 @@ from lit_agentrl.types import SamplingParams, Split, Step, StopReason, Trajector
 
 
 def step(
-    observation: str = "You see a key.", action: str = "take key", reward: float = 0.0, logprob: float = -0.5
+    observation: str = "You see a key.",
+    action: str = "take key",
+    reward: float = 0.0,
+    logprob: float = -0.5,
+    valid: bool | None = None,
 ) -> Step:
     ids = list(action.encode())
     return Step(
@@ -23,6 +27,7 @@ def step(
         reward,
         observation=observation,
         action=action,
+        valid=valid,
     )
 
 

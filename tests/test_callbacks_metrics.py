@@ -81,6 +81,26 @@ def test_groups_give_the_mean_over_tasks_and_pass_at_powers_of_two():
     assert metrics["pass_at_5"] == pytest.approx(0.5)
 
 
+def test_kinds_of_tasks_are_told_apart():
+    """Two lost and one won of one kind, one won of the other; a group without a kind counts in the total alone."""
+    groups = [group(False), group(False), group(True), group(True), group(True)]
+    for found, kind in zip(groups, ["heat", "heat", "heat", "cool", ""], strict=True):
+        found.kind = kind
+    metrics = evaluation_metrics(groups)
+    assert metrics["success"] == pytest.approx(3 / 5)
+    assert metrics["success/heat"] == pytest.approx(1 / 3)
+    assert (metrics["success_low/heat"], metrics["success_high/heat"]) == pytest.approx(wilson_interval(1, 3))
+    assert metrics["success/cool"] == 1.0
+    assert [metrics[f"num_tasks/{kind}"] for kind in ("heat", "cool")] == [3, 1]
+    assert sum(key.startswith("success/") for key in metrics) == 2
+
+
+def test_valid_actions_are_a_share_of_those_that_were_judged():
+    episode = trajectory(steps=[step(valid=True), step(valid=False), step(valid=True), step()])
+    assert evaluation_metrics([TrajectoryGroup("task", [episode])])["valid_actions"] == pytest.approx(2 / 3)
+    assert math.isnan(evaluation_metrics([group(True)])["valid_actions"])
+
+
 def test_the_same_keys_whatever_happened():
     """A logger's columns, and the keys that ranks agree on, must not depend on luck."""
     unlucky = [TrajectoryGroup("x", [trajectory(None, StopReason.ENV_TIMEOUT)] * 3)]

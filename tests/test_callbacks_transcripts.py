@@ -29,7 +29,7 @@ def test_a_record_holds_what_happened():
     episode = trajectory(
         False,
         StopReason.MAX_STEPS,
-        steps=[step("a", "b", 0.25, -1.0), step("c", "dd", 0.0, -0.25)],
+        steps=[step("a", "b", 0.25, -1.0, valid=True), step("c", "dd", 0.0, -0.25)],
         tree_id=3,
         env_seconds=1.5,
     )
@@ -38,10 +38,10 @@ def test_a_record_holds_what_happened():
         "trajectory": 4,
         "tree_id": 3,
         "steps": [
-            {"observation": "a", "action": "b", "reward": 0.25, "context_tokens": 1, "action_tokens": 1,
+            {"observation": "a", "action": "b", "valid": True, "reward": 0.25, "context_tokens": 1, "action_tokens": 1,
              "mean_logprob": -1.0, "finish": "stop"},
-            {"observation": "c", "action": "dd", "reward": 0.0, "context_tokens": 1, "action_tokens": 2,
-             "mean_logprob": -0.25, "finish": "stop"},
+            {"observation": "c", "action": "dd", "valid": None, "reward": 0.0, "context_tokens": 1,
+             "action_tokens": 2, "mean_logprob": -0.25, "finish": "stop"},
         ],
         "rewards": {"solved": 0.0},
         "total_reward": 0.0,

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from lit_agentrl.envs.pool import EnvironmentPool
@@ -66,6 +67,25 @@ class Script:
     def sync(self, policy) -> None: ...
 
 
+class Judge(Counter):
+    """Says what it thought of the action, and what of its text is the state."""
+
+    def reset(self) -> Observation:
+        return Observation("Count down. 2 left", state="2 left", task="Count down.")
+
+    def step(self, action: str) -> tuple[Observation, float, bool]:
+        observation, reward, done = super().step(action)
+        observation.valid = self.left > 0
+        return observation, reward, done
+
+
+class Painter(Counter):
+    """Shows a picture."""
+
+    def reset(self) -> Observation:
+        return Observation("Look.", images=(np.zeros((2, 2, 3), np.uint8),))
+
+
 def roll(
     tasks: list[str],
     engine: Script,
@@ -73,6 +93,7 @@ def roll(
     deadline: float = 5.0,
     max_length: int = 600,
     mode: str = "append",
+    kind: type[Counter] = Counter,
     **options,
 ):
     closed: list[str] = []
@@ -80,7 +101,7 @@ def roll(
         engine,
         Chat(CHAT.tokenizer, mode),
         EnvironmentPool(4, deadline),
-        lambda t: Counter(t, closed),
+        lambda t: kind(t, closed),
         SamplingParams(max_new_tokens=8),
         max_length,
     )
@@ -115,6 +136,22 @@ def test_every_sample_has_its_own_seed():
     engine = Script()
     roll(["task2", "task2"], engine, max_steps=5)
     assert len(set(engine.seeds)) == len(engine.seeds) == 8
+
+
+def test_a_step_keeps_the_state_and_what_became_of_its_action():
+    """The verdict on an action comes with the next observation and belongs to the step that took it."""
+    groups, _ = roll(["task2"], Script(), max_steps=5, kind=Judge)
+    steps = groups[0].trajectories[0].steps
+    assert [s.valid for s in steps] == [True, False]
+    assert [s.state for s in steps] == ["2 left", "1 left"]  # without a state of its own the text is the state
+    assert steps[0].observation == "Count down. 2 left"
+
+
+def test_images_are_refused_before_anything_is_generated():
+    engine = Script()
+    with pytest.raises(UserError, match="observation to text"):
+        roll(["task1"], engine, kind=Painter)
+    assert engine.contexts == []
 
 
 def test_step_limit_is_marked():

@@ -129,7 +129,7 @@ class ChainRollout(RolloutStrategy):
                 continue
             last, state = episode.trajectory.steps[-1], episode.state
             assert state is not None
-            last.reward = state.reward
+            last.reward, last.valid = state.reward, state.observation.valid
             if state.done:
                 episode.end(StopReason.DONE)
             else:
@@ -150,6 +150,11 @@ def _accept(episode: Episode, result: EnvironmentState | EnvironmentFailure) -> 
         episode.end(result.reason, result.message)
         return False
     episode.system = result.observation.system or episode.system
+    if result.observation.images:
+        raise UserError(
+            "The environment shows images, which this rollout cannot give to the policy. Set the environment's "
+            "observation to text."
+        )
     result.observation.system = episode.system  # stated once, it holds for the episode: a rebuilt prompt repeats it
     episode.state = result
     episode.trajectory.success = result.success
@@ -167,6 +172,7 @@ def _record(episode: Episode, completion: Completion, context: RolloutContext) -
             logprobs=completion.logprobs,
             anchor=episode.state.anchor,
             observation=episode.state.observation.text,
+            state=episode.state.observation.state or episode.state.observation.text,
             action=context.chat.decode(completion.token_ids),
             finish=completion.finish,
         )
