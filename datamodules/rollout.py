@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.datamodules.prompts import PromptCursor
-from lit_agentrl.datamodules.statistics import iteration_metrics
+from lit_agentrl.datamodules.statistics import iteration_metrics, reduced_means
 from lit_agentrl.envs.pool import EnvironmentPool
+from lit_agentrl.envs.process import ProcessHost
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer, max_context
 from lit_agentrl.rewards import Reward, check_rewards, score
@@ -25,6 +26,7 @@ from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
 from lit_agentrl.rollouts.chain import ChainRollout
 from lit_agentrl.rollouts.chat import Chat
 from lit_agentrl.rollouts.hf import HFEngine
+from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
 from lit_agentrl.types import (
     Advantages,
@@ -45,10 +47,15 @@ class RolloutModule(Protocol):
 
     policy: nn.Module | None
     group_relative: bool
+    advantage_sums: dict[str, tuple[float, float]]
 
     @property
     def shares_prefixes(self) -> bool:
         """Whether micro-batches are planned by unique tokens."""
+        ...
+
+    def advantages(self, group: TrajectoryGroup) -> Advantages:
+        """The advantages of one group."""
         ...
 
     def batch_advantages(self, groups: Sequence[TrajectoryGroup]) -> list[Advantages]:
@@ -82,9 +89,12 @@ class RolloutDataModule(L.LightningDataModule):
         num_passes: How often an iteration's rows are trained on.
         max_rounds: Dynamic sampling (DAPO): above 1, prompts whose trajectories all earn the same are replaced by new
             ones, in at most this many rounds.
-        signal: What "earn the same" is judged by.
+        signal: What "earn the same" is judged by; `advantage` keeps a group in which any step's advantage is not 0,
+            where a method tells steps apart (GiGPO).
         chat: `append` later turns to the context, or `rebuild` the prompt at every step.
-        num_workers: Threads that step environments.
+        memory: Writes the prompts that are rebuilt; None shows the observation alone.
+        num_workers: Threads, or processes, that step environments.
+        workers: What they are; `auto` is processes for environments that ask for them (`needs_process`).
         step_deadline: Seconds an environment may take for one call before its episode fails.
         seed: Of prompts and sampling.
     """
@@ -104,9 +114,11 @@ class RolloutDataModule(L.LightningDataModule):
         num_updates: int = 1,
         num_passes: int = 1,
         max_rounds: int = 1,
-        signal: Literal["reward", "success"] = "reward",
+        signal: Literal["reward", "success", "advantage"] = "reward",
         chat: Literal["append", "rebuild"] = "append",
+        memory: Memory | None = None,
         num_workers: int = 8,
+        workers: Literal["auto", "threads", "processes"] = "auto",
         step_deadline: float = 60.0,
         seed: int = 0,
     ) -> None:
@@ -118,7 +130,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.sampling, self.num_prompts, self.group_size = sampling, num_prompts, group_size
         self.max_length, self.max_tokens = max_length, max_tokens
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
+        self.memory = memory
         self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
+        self.host = self._process_host(workers)
+        """The worker processes, where environments run in such."""
         self._check_arguments()
         self.groups: list[TrajectoryGroup] = []
         """All that the last iteration collected on this rank, what dynamic sampling left out included."""
@@ -151,6 +166,11 @@ class RolloutDataModule(L.LightningDataModule):
                 self.sampling.top_p,
                 self.sampling.top_k,
             )
+        if self.memory is not None and self.chat_mode != "rebuild":
+            raise UserError(
+                f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set --data.chat "
+                "to rebuild, or --data.memory to null."
+            )
         if self.sampling.max_new_tokens >= self.max_length:
             raise UserError(
                 f"max_length={self.max_length} leaves no room for a prompt beside sampling.max_new_tokens="
@@ -162,6 +182,11 @@ class RolloutDataModule(L.LightningDataModule):
                 "micro-batch. Raise --data.max_tokens or lower --data.max_length."
             )
 
+    def _process_host(self, workers: str) -> ProcessHost | None:
+        if workers == "threads" or (workers == "auto" and not self.environment.needs_process):
+            return None
+        return ProcessHost(self.environment, self.num_workers, self.step_deadline)
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer."""
@@ -170,7 +195,8 @@ class RolloutDataModule(L.LightningDataModule):
     def _parts(self) -> tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool]:
         if self._ready is None:
             tokenizer = load_tokenizer(self.pretrained)
-            pool = EnvironmentPool(self.num_workers, self.step_deadline)
+            # A process keeps the deadline itself: the pool's threads only wait for it.
+            pool = EnvironmentPool(self.num_workers, None if self.host else self.step_deadline)
             self._ready = tokenizer, Chat(tokenizer, self.chat_mode), pool
         return self._ready
 
@@ -185,6 +211,8 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if stage == "fit":
             self._check_fit()
+        if self.host:
+            self.host.start()
         self._parts()
 
     def _check_fit(self) -> None:
@@ -227,7 +255,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.groups, trained, rounds = self._collect(iteration)
         collected = time.perf_counter()
         healthy = [without_failures(group) for group in trained]
-        rows = to_rows(healthy, module.batch_advantages(healthy), module.trains_on)
+        advantages = module.batch_advantages(healthy)
+        valued = time.perf_counter()
+        rows = to_rows(healthy, advantages, module.trains_on)
         updates = split_updates(rows, self.num_updates) * self.num_passes
         self._batches, per_step = assemble(
             updates,
@@ -238,12 +268,16 @@ class RolloutDataModule(L.LightningDataModule):
         )
         self.trainer.accumulate_grad_batches = per_step
         module.prepare(self._batches)
-        seconds = [collected - began, time.perf_counter() - collected]
-        metrics = iteration_metrics(self.groups, rows, self.rewards, rounds, self._parts()[2])
+        seconds = [collected - began, valued - collected, time.perf_counter() - collected]
+        metrics = iteration_metrics(self.groups, rows, self.rewards, rounds, self._num_leaked())
         # The slowest rank's seconds: the others wait for it.
-        self.iteration_metrics = metrics | dict(
-            zip(("time/collect", "time/prepare"), distributed.reduce_floats(seconds, "max"), strict=True)
-        )
+        names = ("time/collect", "time/advantages", "time/prepare")
+        metrics |= dict(zip(names, distributed.reduce_floats(seconds, "max"), strict=True))
+        self.iteration_metrics = metrics | reduced_means(module.advantage_sums)
+
+    def _num_leaked(self) -> int:
+        """Threads abandoned and processes replaced so far."""
+        return self._parts()[2].num_leaked + (self.host.num_replaced if self.host else 0)
 
     def _collect(self, iteration: int) -> tuple[list[TrajectoryGroup], list[TrajectoryGroup], int]:
         """All groups of this rank, those to train on, and the rounds it took; moves the prompt cursor on all ranks."""
@@ -258,10 +292,15 @@ class RolloutDataModule(L.LightningDataModule):
             prompts = [cursor.at(first + i * size) for i in range(wanted - len(trained))]
             fresh = self._roll_out(prompts, self.group_size, self.sampling, iteration)
             groups += fresh
-            trained += fresh if self.max_rounds == 1 else [group for group in fresh if has_signal(group, self.signal)]
+            trained += fresh if self.max_rounds == 1 else [group for group in fresh if self._has_signal(group)]
             rounds += 1
         self._position += distributed.reduce_integers([rounds], "max")[0] * self.num_prompts
         return groups, trained, rounds
+
+    def _has_signal(self, group: TrajectoryGroup) -> bool:
+        if self.signal == "advantage":
+            return any(any(steps) for steps in self._module().advantages(without_failures(group)))
+        return has_signal(group, self.signal)
 
     def _roll_out(
         self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingParams, iteration: int
@@ -271,7 +310,15 @@ class RolloutDataModule(L.LightningDataModule):
         # Not every model's configuration names the token that its chat template ends a turn with.
         sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()))
         context = RolloutContext(
-            self.engine, chat, pool, self.environment.make, sampling, self.max_length, self.seed, iteration
+            self.engine,
+            chat,
+            pool,
+            self.host.make if self.host else self.environment.make,
+            sampling,
+            self.max_length,
+            self.seed,
+            iteration,
+            self.memory,
         )
         with self.trainer.precision_plugin.forward_context():
             groups = self.rollout.collect(prompts, group_size, context)
@@ -303,6 +350,11 @@ class RolloutDataModule(L.LightningDataModule):
         groups = self._roll_out(mine, group_size, sampling, EVALUATION)
         shares = distributed.gather(groups)
         return [shares[i % size][i // size] for i in range(len(tasks))]
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes; another stage starts its own."""
+        if self.host:
+            self.host.close()
 
     def val_dataloader(self) -> list[int]:
         """Nothing in a fit (the Evaluation callback decides when); one step for `validate`, which it hooks into."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lit_agentrl import distributed
-from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.rewards import Reward
 from lit_agentrl.rows import Row
 from lit_agentrl.types import StopReason, Trajectory, TrajectoryGroup
@@ -16,7 +15,7 @@ def iteration_metrics(
     rows: Sequence[Sequence[Row]],
     rewards: Sequence[Reward],
     rounds: int,
-    pool: EnvironmentPool,
+    num_leaked: int,
 ) -> dict[str, float]:
     """Means over all healthy trajectories of the iteration, shares and counts; the same keys on every rank, always.
 
@@ -39,11 +38,12 @@ def iteration_metrics(
         "valid": float(sum(step.valid is True for step in steps)),
         "checked": float(sum(step.valid is not None for step in steps)),
         "truncated": float(sum(t.stop_reason.is_token_limit for t in healthy)),
+        "shortened": float(sum(t.num_shortened for t in healthy)),
         "zero_signal": float(sum(_flat(group) for group in groups)),
         "rows": float(sum(len(group_rows) for group_rows in rows)),
         "row_tokens": float(sum(len(row.token_ids) for group_rows in rows for row in group_rows)),
         "env_seconds": sum(t.env_seconds for t in every),
-        "leaked": float(pool.num_leaked),
+        "leaked": float(num_leaked),
     }
     sums |= {f"stop/{reason}": float(sum(t.stop_reason is reason for t in every)) for reason in StopReason}
     sums |= {f"reward/{r.label}": sum(t.rewards.get(r.label, 0.0) for t in healthy) for r in rewards}
@@ -60,6 +60,7 @@ def iteration_metrics(
         "length/episode_tokens": total["context_tokens"] / healthy_count,
         "valid_actions": total["valid"] / max(1.0, total["checked"]),
         "truncated": total["truncated"] / healthy_count,
+        "shortened_prompts": total["shortened"] / max(1.0, total["steps"]),
         "zero_signal": total["zero_signal"] / groups_count,
         "failed": total["episodes"] - total["healthy"],
         "rounds": float(max(distributed.reduce_integers([rounds], "max"))),
@@ -70,6 +71,12 @@ def iteration_metrics(
         "time/environment": total["env_seconds"],
         "workers_leaked": total["leaked"],
     }
+
+
+def reduced_means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Means over all ranks of what each gives as a sum and a count; 0 where there is nothing to count."""
+    flat = distributed.reduce_floats([number for pair in sums.values() for number in pair])
+    return {name: flat[2 * i] / flat[2 * i + 1] if flat[2 * i + 1] else 0.0 for i, name in enumerate(sums)}
 
 
 def _length(trajectory: Trajectory) -> int:

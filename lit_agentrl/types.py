@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,8 @@ class Trajectory:
     """The environment's error text when `stop_reason.is_failure`."""
     env_seconds: float = 0.0
     """Seconds spent inside the environment."""
+    num_shortened: int = 0
+    """Rebuilt prompts that history was left out of to fit the context."""
 
 
 @dataclass(slots=True)
@@ -199,6 +201,9 @@ class RestorableEnvironment(Environment, Protocol):
 
 class EnvironmentSuite(ABC):
     """The tasks of an environment, in splits that never overlap, and how to start one."""
+
+    needs_process: ClassVar[bool] = False
+    """Whether episodes should run in worker processes: their code holds the interpreter lock, leaks, or can crash."""
 
     @abstractmethod
     def tasks(self, split: Split) -> Sequence[str]:

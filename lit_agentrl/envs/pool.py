@@ -2,7 +2,8 @@
 
 A thread that hangs can not be stopped in Python, only abandoned: it is a daemon (so that it never holds up the exit of
 the process, as `concurrent.futures` would), it is counted, and another takes its place. An environment that hangs in C
-code while it holds the interpreter lock stops everything; such an environment belongs in a process of its own.
+code while it holds the interpreter lock stops everything; such an environment belongs in a process
+(`lit_agentrl.envs.process`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.types import StopReason
 
 T = TypeVar("T")
+
+
+class EnvironmentTimeoutError(RuntimeError):
+    """An environment kept a deadline of its own and missed it.
+
+    Args:
+        message: What was missed.
+        seconds: How long the call ran.
+    """
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 @dataclass(slots=True, frozen=True)
@@ -132,6 +146,8 @@ class EnvironmentPool:
             call.started = time.monotonic()
         try:
             answer = call.function()
+        except EnvironmentTimeoutError as error:
+            answer = EnvironmentFailure(StopReason.ENV_TIMEOUT, str(error), error.seconds)
         except BaseException as error:  # SystemExit too: an environment must not end its thread unseen
             seconds = time.monotonic() - call.started
             answer = EnvironmentFailure(StopReason.ENV_ERROR, _describe(error), seconds)

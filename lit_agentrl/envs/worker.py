@@ -1,0 +1,92 @@
+"""The other end of `lit_agentrl.envs.process`: a process that holds environments and answers one call after another.
+
+Started as `python -m lit_agentrl.envs.worker FD SECONDS` with one end of a socket pair; ends when the other end is
+closed. A call of more than SECONDS ends it too (0 for never): nobody else would, if the trainer was killed meanwhile.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from lit_agentrl.types import Environment, EnvironmentSuite, RestorableEnvironment
+
+Reply = tuple[bool, Any]
+"""Whether the call went through, and its result or the error's text."""
+
+
+class Worker:
+    """The environments of one process, by number.
+
+    Args:
+        suite: What starts them.
+    """
+
+    def __init__(self, suite: EnvironmentSuite) -> None:
+        self.suite = suite
+        self.environments: dict[int, Environment] = {}
+
+    def answer(self, name: str, number: int, argument: Any) -> Any:
+        """The result of the call `name` on environment `number`."""
+        if name == "make":
+            self.environments[number] = self.suite.make(argument)
+            return isinstance(self.environments[number], RestorableEnvironment)
+        if name == "close":
+            return self.environments.pop(number).close()
+        environment = self.environments[number]
+        if name == "snapshot":
+            assert isinstance(environment, RestorableEnvironment)
+            return environment.snapshot()
+        result: Any = None
+        if name == "reset":
+            result = environment.reset()
+        elif name == "step":
+            result = environment.step(argument)
+        elif name == "restore":
+            assert isinstance(environment, RestorableEnvironment)
+            environment.restore(argument)
+        return result, environment.anchor, environment.success
+
+
+def serve(connection: Connection, seconds: float) -> None:
+    """Answer calls until the other end is closed. The first thing it sends is the suite."""
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  # open as long as the process
+    worker: Worker | None = None
+    while True:
+        try:
+            call = connection.recv()
+        except EOFError:
+            return
+        except Exception as error:  # the suite's class is in no module that can be imported here
+            connection.send((False, _describe(error)))
+            return
+        if seconds:  # its watchdog is a thread in C: it works while an environment holds the interpreter lock
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            if worker is None:
+                worker = Worker(call)
+                reply: Reply = (True, None)
+            else:
+                reply = (True, worker.answer(*call))
+        except BaseException as error:  # SystemExit too: an environment must not end the process that others are in
+            reply = (False, _describe(error))
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            connection.send(reply)
+        except Exception as error:  # an anchor or a snapshot that cannot be pickled
+            connection.send((False, _describe(error)))
+
+
+def _describe(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; its end closes the connection
+    serve(Connection(int(sys.argv[1])), float(sys.argv[2]))
