@@ -134,11 +134,13 @@ PLAIN = ("llama", "qwen2", "qwen3", "granite", "cohere", "qwen3_moe", "gpt2")
 SIZES = _SIZES
 
 
-def build_lm(config: tf.PreTrainedConfig, dtype: torch.dtype = torch.float64) -> tf.PreTrainedModel:
-    """A model with weights far from zero, so that mistakes show."""
+def build_lm(
+    config: tf.PreTrainedConfig, dtype: torch.dtype = torch.float64, attention: str | None = None
+) -> tf.PreTrainedModel:
+    """A model with weights far from zero, norms, biases and sinks too, so that mistakes show; `attention` as given."""
     torch.manual_seed(0)
-    lm = tf.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    lm = tf.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     with torch.no_grad():
         for parameter in lm.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * 0.2)
     return lm.train()

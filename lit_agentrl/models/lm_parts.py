@@ -61,11 +61,12 @@ def _logit_scaling(lm: nn.Module) -> tuple[float, float | None]:
     """The factor on the logits and their soft cap, as transformers 5 names them.
 
     Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`, Falcon-H1 by `lm_head_multiplier`; Gemma 2
-    and its relatives squash by `final_logit_softcapping`. `self_check.check_head` refuses a model that does otherwise.
+    and its relatives squash by `final_logit_softcapping`, RecurrentGemma by `logits_soft_cap`. `self_check.check_head`
+    refuses a model that does otherwise.
     """
     config = base_lm(lm).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return float(scale / (getattr(config, "logits_scaling", None) or 1.0)), float(softcap) if softcap else None
 
 
