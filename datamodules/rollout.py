@@ -168,8 +168,8 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if self.memory is not None and self.chat_mode != "rebuild":
             raise UserError(
-                f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set --data.chat "
-                "to rebuild, or --data.memory to null."
+                f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set "
+                "--data.chat to rebuild, or --data.memory to null."
             )
         if self.sampling.max_new_tokens >= self.max_length:
             raise UserError(

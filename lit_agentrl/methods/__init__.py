@@ -1,8 +1,9 @@
 """The methods: one LightningModule a file."""
 
 from lit_agentrl.methods.base import PolicyModule
+from lit_agentrl.methods.gigpo import GiGPOModule
 from lit_agentrl.methods.grpo_pp import GRPOPlusPlusModule
 from lit_agentrl.methods.language import LanguageModule
 from lit_agentrl.methods.sft import SFTModule
 
-__all__ = ["GRPOPlusPlusModule", "LanguageModule", "PolicyModule", "SFTModule"]
+__all__ = ["GRPOPlusPlusModule", "GiGPOModule", "LanguageModule", "PolicyModule", "SFTModule"]

@@ -85,6 +85,8 @@ class PolicyModule(LanguageModule):
         self.kl_coef, self.kl, self.reference = kl_coef, kl, reference
         self.entropy_coef, self.old_logprobs, self.importance_cap = entropy_coef, old_logprobs, importance_cap
         self.overlong, self.drop_zero_advantage = overlong, drop_zero_advantage
+        self.advantage_sums: dict[str, tuple[float, float]] = {}
+        """Sum and count of what `batch_advantages` last found, logged as means; the same keys on every rank, always."""
 
     @abstractmethod
     def advantages(self, group: TrajectoryGroup) -> Advantages:

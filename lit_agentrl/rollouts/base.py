@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.types import Engine, Environment, SamplingParams, TrajectoryGroup
 
 
@@ -33,6 +34,13 @@ class RolloutContext:
     """Tokens an episode may hold, prompt and answers together."""
     seed: int = 0
     iteration: int = 0
+    memory: Memory | None = None
+    """Writes the prompt of every step, where prompts are rebuilt; None shows the observation alone."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt may have beside an action."""
+        return self.max_length - self.sampling.max_new_tokens
 
 
 class RolloutStrategy(ABC):

@@ -10,6 +10,7 @@ from lit_agentrl.envs.pool import EnvironmentFailure
 from lit_agentrl.errors import UserError
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
 from lit_agentrl.rollouts.engine import rollout_seed
+from lit_agentrl.rollouts.memory import next_prompt
 from lit_agentrl.types import Completion, Environment, Observation, Step, StopReason, Trajectory, TrajectoryGroup
 
 
@@ -95,13 +96,11 @@ class ChainRollout(RolloutStrategy):
         results = context.pool.call([lambda e=episode: start(e) for episode in episodes])  # type: ignore[misc]
         for episode, result in zip(episodes, results, strict=True):
             if _accept(episode, result):
-                assert episode.state is not None
-                episode.context_ids = context.chat.opening(episode.state.observation)
+                _prompt(episode, context)
 
     def _turn(self, episodes: list[Episode], turn: int, context: RolloutContext) -> None:
-        room = context.max_length - context.sampling.max_new_tokens
         for episode in episodes:
-            if len(episode.context_ids) > room:
+            if len(episode.context_ids) > context.room:
                 episode.end(StopReason.CONTEXT)
         acting = [episode for episode in episodes if episode.active]
         seeds = [rollout_seed(context.seed, context.iteration, e.prompt.number, e.member, turn) for e in acting]
@@ -133,7 +132,7 @@ class ChainRollout(RolloutStrategy):
             if state.done:
                 episode.end(StopReason.DONE)
             else:
-                episode.context_ids = context.chat.next_context(last.context_ids, last.action_ids, state.observation)
+                _prompt(episode, context)
 
 
 def _read(
@@ -160,6 +159,15 @@ def _accept(episode: Episode, result: EnvironmentState | EnvironmentFailure) -> 
     episode.trajectory.success = result.success
     episode.trajectory.env_seconds += result.seconds
     return True
+
+
+def _prompt(episode: Episode, context: RolloutContext) -> None:
+    """Make the next prompt; history that does not fit is left out and counted."""
+    assert episode.state is not None
+    episode.context_ids, is_shortened = next_prompt(
+        context.chat, context.memory, episode.trajectory.steps, episode.state.observation, context.room
+    )
+    episode.trajectory.num_shortened += is_shortened
 
 
 def _record(episode: Episode, completion: Completion, context: RolloutContext) -> None:
