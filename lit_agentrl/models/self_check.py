@@ -2,10 +2,15 @@
 
 A language model can do something to its logits, or carry something from token to token, that its configuration does not
 say. A few short rows through the model's own forward tell, in a fraction of a second.
+
+Sliding windows of thousands of tokens are checked on short rows too: the window is shortened for the check, in the
+configuration that both the model's own mask and that of the tree are made from. The rule of a mask does not depend on
+the window's length, so what holds for a short one holds for the true one.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,12 +23,20 @@ from lit_agentrl.models.lm_parts import attention_traits, base_lm, decoder_of, l
 from lit_agentrl.models.prefix_tree import PackedTree
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lit_agentrl.models.scoring import PrefixGroupedModel
 
 TOLERANCE = 1e-3
 """Nats. Right models differ by 5e-7 in float32, wrong ones by 7e-3 to 0.5 (LFM2, Bloom, Qwen3.5, unscaled heads)."""
 TOLERANCE_HALF = 0.2  # in 16-bit floats two right forwards differ by 3e-3 to 5e-2 already
-MAX_PREFIX = 96  # tokens; longer sliding windows are not reached by the check, only by their mask's own tests
+SHORT_WINDOW = 16  # tokens; what a longer sliding window is shortened to
+PREFIX = SHORT_WINDOW + 8  # tokens that the rows of a check share, some of them past the window
+MAX_PREFIX = 4096  # tokens; where a window cannot be shortened, rows up to this long reach past it
+MAX_WORK = {"cpu": 2e11, "cuda": 2e14}  # FLOPs of that: a few seconds
+COMPARED = 64  # last tokens of each row; the logits of all tokens of a long row would not fit into memory
+
+log = logging.getLogger(__name__)
 
 
 def check_head(lm: nn.Module) -> None:
@@ -47,26 +60,76 @@ def check_head(lm: nn.Module) -> None:
 def verify_prefix_sharing(model: PrefixGroupedModel) -> float:
     """Largest difference of log-probabilities, in nats, between short rows alone and the same rows as a prefix tree.
 
-    The rows share a prefix longer than the sliding window, where the window is short enough to try.
+    Where the model has sliding windows, rows that reach past them are compared too; the log says if they could not be.
     """
-    windows = [window for window in attention_traits(decoder_of(model.lm)).windows.values() if window]
-    token_ids, lengths = _check_rows(model.lm, prefix=min(max(windows, default=16) + 8, MAX_PREFIX))
-    tree = PackedTree.build(token_ids, lengths)
     with _undisturbed(model.lm):
-        hidden = model.hidden_states(tree, model.backend_for(tree))
-        shared = logits_of(model.lm, hidden).float().log_softmax(-1)
-        differences = []
-        for row, length, index in zip(token_ids, lengths.tolist(), tree.index, strict=True):
-            alone = _full_logits(model.lm, row[None, :length])[0].float().log_softmax(-1)
-            differences.append((alone - shared[index[:length]]).abs().max())
+        error = _difference(model, PREFIX)
+        window = max(filter(None, attention_traits(decoder_of(model.lm)).windows.values()), default=0)
+        return error if window <= SHORT_WINDOW else max(error, _difference_beyond(model, window))
+
+
+def _difference_beyond(model: PrefixGroupedModel, window: int) -> float:
+    """The difference for rows that reach past the sliding window: past a shortened one if the model heeds it."""
+    token_ids, lengths = _check_rows(model.lm, PREFIX)
+    as_it_is = _alone(model.lm, token_ids[0])
+    with _sliding_window(decoder_of(model.lm), SHORT_WINDOW):
+        if model.backend_for(PackedTree.build(token_ids, lengths)) == "tree_merge":
+            return 0.0  # it has no window mask: rows longer than the window are an error there
+        if (_alone(model.lm, token_ids[0]) - as_it_is).abs().max() > _tolerance(model.lm):
+            return _difference(model, PREFIX)
+    if window + 8 <= MAX_PREFIX and _work(model.lm, window) <= MAX_WORK.get(base_lm(model.lm).device.type, 0):
+        return _difference(model, window + 8)
+    name = type(base_lm(model.lm)).__name__
+    log.warning("The start-up check of %s did not reach past its sliding window of %d tokens.", name, window)
+    return 0.0
+
+
+def _difference(model: PrefixGroupedModel, prefix: int) -> float:
+    """Nats between rows alone and as a tree, over the `COMPARED` last tokens of rows that share `prefix` tokens."""
+    token_ids, lengths = _check_rows(model.lm, prefix)
+    tree = PackedTree.build(token_ids, lengths)
+    hidden = model.hidden_states(tree, model.backend_for(tree))
+    differences = []
+    for row, length, index in zip(token_ids, lengths.tolist(), tree.index, strict=True):
+        shared = logits_of(model.lm, hidden[index[:length][-COMPARED:]]).float().log_softmax(-1)
+        differences.append((_alone(model.lm, row[:length]) - shared).abs().max())
     return float(torch.stack(differences).max())
+
+
+def _alone(lm: nn.Module, row: Tensor) -> Tensor:
+    """[at most COMPARED, V] log-probabilities after the last tokens of one row, by the model's usual attention."""
+    hidden = decoder_of(lm)(input_ids=row[None], use_cache=False).last_hidden_state[0]
+    return logits_of(lm, hidden[-COMPARED:]).float().log_softmax(-1)
+
+
+def _work(lm: nn.Module, prefix: int) -> float:
+    """FLOPs of three rows and their tree: 2 per weight and token, and the scores of all pairs of tokens."""
+    config = base_lm(lm).config.get_text_config()
+    weights = sum(parameter.numel() for parameter in decoder_of(lm).parameters())
+    return 4.0 * prefix * (2.0 * weights + 4.0 * prefix * config.hidden_size * config.num_hidden_layers)
+
+
+@contextmanager
+def _sliding_window(decoder: PreTrainedModel, length: int) -> Iterator[None]:
+    """`decoder` with a sliding window of `length` tokens, in its configuration and in layers that keep a copy."""
+    before = decoder.config.sliding_window
+    layers = [module for module in decoder.modules() if vars(module).get("sliding_window") == before]
+    try:
+        decoder.config.sliding_window = length
+        for layer in layers:
+            vars(layer)["sliding_window"] = length
+        yield
+    finally:
+        decoder.config.sliding_window = before
+        for layer in layers:
+            vars(layer)["sliding_window"] = before
 
 
 def why_sharing_is_wrong(model: PrefixGroupedModel) -> str:
     """What the check found; empty where shared and separate rows agree."""
     try:
         error = verify_prefix_sharing(model)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as failure:
+    except Exception as failure:  # whatever a model does with a mask that it was not written for
         return f"the start-up check failed with {type(failure).__name__}: {failure}"
     if error <= _tolerance(model.lm):
         return ""
