@@ -9,16 +9,19 @@ import threading
 import pytest
 
 from lit_agentrl.envs import textworld as module
-from lit_agentrl.envs.household import OPPOSITE, Difficulty, World, goal_split, sample_world
+from lit_agentrl.envs.household import OPPOSITE, Difficulty, Door, Place, World, goal_split, sample_world
+from lit_agentrl.envs.household_plan import Planner, winning_plan
 from lit_agentrl.envs.pool import EnvironmentPool
-from lit_agentrl.envs.textworld import TextWorldSuite, normalize
+from lit_agentrl.envs.textworld import TextWorldSuite
 from lit_agentrl.envs.textworld_engine import TextWorldGame
+from lit_agentrl.envs.textworld_episode import TextWorldEnvironment
 from lit_agentrl.errors import UserError
 from lit_agentrl.types import RestorableEnvironment
 
 pytest.importorskip("textworld", reason="needs the textworld extra: pip install 'lit-agentrl[textworld]'")
 
 SPLITS = ("train", "val", "test")
+LEVELS = {"medium": (3, 1, 0, 6, 8), "hard": (4, 2, 1, 9, 12)}  # rooms, doors, locked doors, commands
 HARD = {"num_rooms": 4, "num_places": 6, "num_deliveries": 3, "num_distractors": 4, "closed": True}
 
 
@@ -30,6 +33,11 @@ def suite() -> TextWorldSuite:
 @pytest.fixture(scope="module")
 def hard() -> TextWorldSuite:
     return TextWorldSuite(num_train=40, num_val=20, num_test=20, **HARD)
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def leveled(request) -> tuple[str, TextWorldSuite]:
+    return request.param, TextWorldSuite(num_train=40, num_val=20, num_test=20, level=request.param)
 
 
 def play(suite: TextWorldSuite, task: str, seed: int, steps: int) -> list[str]:
@@ -136,9 +144,9 @@ def test_walkthrough_wins_with_the_last_command_only(name, split, request):
             assert command in environment.commands
             assert observation == expected
             observation, reward, done = environment.step(command)
+            assert observation.valid is True
             rewards.append(reward)
         assert (rewards, done, environment.success) == ([0.0] * (len(turns) - 1) + [1.0], True, True)
-        assert (environment.valid_actions, environment.invalid_actions) == (len(turns), 0)
         assert len(turns) <= suite.max_steps
 
 
@@ -202,8 +210,9 @@ def test_replies_that_mean_a_command(suite, reply):
     environment = suite.make("train-0")
     environment.reset()
     command = environment.commands[1]
-    environment.step(reply.format(command.capitalize()))
-    assert (environment.valid_actions, environment.invalid_actions) == (1, 0)
+    before = environment.anchor
+    assert environment.step(reply.format(command.capitalize()))[0].valid is True
+    assert environment.anchor != before
 
 
 @pytest.mark.parametrize("reply", ["", "\n \n", "look", "inventory", "I will {}", "{} {}", "drop it\n{}"])
@@ -215,11 +224,24 @@ def test_replies_that_are_no_command_change_nothing(suite, reply):
     assert observation.text.startswith("That is not one of the commands.\nCommands:\n" + commands[0])
     assert (reward, done, environment.success) == (0.0, False, False)
     assert (environment.anchor, environment.commands) == (anchor, commands)
-    assert (environment.valid_actions, environment.invalid_actions) == (0, 1)
+    assert observation.valid is False
 
 
-def test_normalize_keeps_the_first_line():
-    assert normalize('  "Take  CUP from table."\nput cup on shelf') == "take cup from table"
+def test_a_tagged_reply():
+    """The same game in the other format: the block counts, what is thought does not, a bare command is none."""
+    suite = TextWorldSuite(num_train=2, num_val=0, num_test=0, action_format="tagged")
+    environment = suite.make("train-0")
+    assert "<action>" in environment.reset().system
+    first, other = environment.commands[:2]
+    assert environment.step(first)[0].valid is False
+    assert environment.step(f"<think>I could <action>{other}</action></think><action>{first.upper()}.</action>")[
+        0
+    ].valid
+    assert first not in environment.commands
+    for task in suite.tasks("train"):
+        environment = suite.make(task)
+        environment.reset()
+        assert [environment.step(reply)[1] for _, reply in suite.walkthrough(task)] == [0.0, 1.0]
 
 
 def test_anchors_are_equal_for_equal_states_only(hard):
@@ -262,7 +284,7 @@ def test_snapshot_and_restore(hard):
             environment.step(rng.choice(environment.commands))
         environment.step("nonsense")
         environment.restore(saved)
-        assert (environment.anchor, environment.commands, environment.invalid_actions) == (anchor, commands, 0)
+        assert (environment.anchor, environment.commands) == (anchor, commands)
     other = hard.make("train-0")
     other.reset()
     other.restore(saved)
@@ -321,6 +343,155 @@ def test_restate_says_task_and_scene_at_every_step():
         assert carried > 2
 
 
+@pytest.mark.parametrize("restate", [False, True])
+def test_the_parts_of_an_observation_are_its_text(restate):
+    """Task, state and commands, each said once in the text; the state names neither of the others."""
+    suite = TextWorldSuite(num_train=3, num_val=0, num_test=0, level="hard", restate=restate)
+    for task in suite.tasks("train"):
+        for number, (observation, command) in enumerate(suite.walkthrough(task)):
+            commands = "\n".join(["Commands:", *observation.actions])
+            says_task = restate or number == 0
+            assert observation.text.replace(f"Task: {observation.task}\n", "") == f"{observation.state}\n{commands}"
+            assert (f"Task: {observation.task}\n" in observation.text) is says_task
+            assert observation.task.startswith(f"{suite._world(task).task}. The ")
+            assert command in observation.actions
+            assert observation.valid is (True if number else None)
+
+
+def test_levels_are_what_they_say(leveled):
+    """Rooms, doors, locks and the length of the plan; and the easy level is the default."""
+    level, suite = leveled
+    num_rooms, num_doors, num_locked, shortest, longest = LEVELS[level]
+    assert suite.max_steps == (3 * longest + 1) // 2
+    for split in SPLITS:
+        for task in suite.tasks(split):
+            world = suite._world(task)
+            locked = [door for door in world.doors if door.key]
+            assert (len(world.exits), len(world.doors), len(locked)) == (num_rooms, num_doors, num_locked)
+            turns = suite.walkthrough(task, held_out=True)
+            assert shortest <= len(turns) <= longest
+            assert max(len(command.split()) for _, command in turns) <= 6
+    easy, default = TextWorldSuite(num_train=3, level="easy"), TextWorldSuite(num_train=3)
+    assert [easy.digest(t) for t in easy.tasks("train")] == [default.digest(t) for t in default.tasks("train")]
+
+
+def test_options_override_the_level():
+    suite = TextWorldSuite(num_train=5, num_val=0, num_test=0, level="hard", num_rooms=3, directions=False)
+    for task in suite.tasks("train"):
+        world = suite._world(task)
+        assert len(world.exits) == 3
+        assert suite.make(task).reset().task == f"{world.task}."
+
+
+def test_the_directions_are_true(leveled):
+    _, suite = leveled
+    for task in suite.tasks("train"):
+        world = suite._world(task)
+        room = {place.name: place.room for place in world.places}
+        for thing, goal in world.goals.items():
+            sentence = f"The {thing} is in the {room[world.things[thing]]}, the {goal} in the {room[goal]}."
+            assert sentence in suite.make(task).reset().task
+
+
+def hallway() -> World:
+    """Three rooms in a row; the last door is locked, and its key lies in a closed box behind the first one."""
+    kitchen, box, shelf = place("table", "kitchen"), place("box", "hall"), place("shelf", "attic")
+    exits = {
+        "kitchen": {"east": "hall"},
+        "hall": {"west": "kitchen", "east": "attic"},
+        "attic": {"west": "hall"},
+    }
+    doors = (Door("red door", ("kitchen", "hall")), Door("blue door", ("hall", "attic"), "blue key"))
+    things = {"cup": "shelf", "blue key": "box"}
+    return World(exits, (kitchen, box, shelf), things, {"cup": "table"}, True, doors)
+
+
+def place(name: str, room: str):
+    return Place(name, room, name == "box")
+
+
+def test_a_locked_door_word_for_word():
+    """The key is fetched, the door unlocked, opened, passed; what is said of doors changes with them."""
+    environment = TextWorldEnvironment(TextWorldGame(hallway(), module.COMMANDS))
+    assert environment.reset().state == (
+        "You are in the kitchen. On the table: nothing. Exits: east to hall (red door, closed)."
+    )
+    said = {}
+    plan = winning_plan(hallway())
+    assert plan == [
+        "open red door",
+        "go east",
+        "open box",
+        "take blue key from box",
+        "unlock blue door with blue key",
+        "open blue door",
+        "go east",
+        "take cup from shelf",
+        "go west",
+        "go west",
+        "put cup on table",
+    ]
+    for command in plan:
+        assert command in environment.commands
+        if command in ("unlock blue door with blue key", "open blue door"):
+            assert "go east" not in environment.commands
+        said[command] = environment.step(command)[0].state
+    assert environment.success
+    assert said["go east"].startswith("You go east. You are in the attic. On the shelf: cup. Exits: west to hall")
+    assert said["take blue key from box"] == "You take the blue key from the box."
+    assert said["go west"].endswith("Exits: east to hall (red door, open). You carry: cup, blue key.")
+
+
+def test_every_key_can_be_had_before_its_door():
+    """Whatever the worlds: playing the plan needs no key that is behind its own door."""
+    difficulty = Difficulty(6, 6, 1, 2, True, num_doors=5, num_locked=5)
+    for seed in range(100):
+        world = sample_world(seed, "train", difficulty)
+        environment = TextWorldEnvironment(TextWorldGame(world, module.COMMANDS))
+        environment.reset()
+        for command in winning_plan(world):
+            assert command in environment.commands
+            environment.step(command)
+        assert environment.success
+
+
+def test_a_plan_wins_from_wherever_a_random_player_went(leveled):
+    """Nothing that is offered leads to a state from which the game cannot be won."""
+    _, suite = leveled
+    for seed, task in enumerate(suite.tasks("train")):
+        rng, environment, world = random.Random(seed), suite.make(task), suite._world(task)
+        environment.reset()
+        if any(environment.step(rng.choice(environment.commands))[2] for _ in range(15)):
+            continue
+        game, state = environment._game, environment._state
+        where = game.locations(state)
+        for command in Planner(world, where["P"], where, game.blocked(state)).plan():
+            assert environment.step(command)[0].valid
+        assert environment.success
+
+
+def test_a_half_good_player_wins_some_of_the_medium_games():
+    """What the documentation says: following the plan in 3 of 10 steps, else at random, wins about a quarter."""
+    suite = TextWorldSuite(num_train=100, num_val=0, num_test=0, level="medium")
+    rng, wins = random.Random(0), {0.7: 0, 1.0: 0}
+    for noise in wins:
+        for task in suite.tasks("train"):
+            environment = suite.make(task)
+            environment.reset()
+            wins[noise] += any(environment.step(noisy(environment, noise, rng))[2] for _ in range(suite.max_steps))
+    assert 10 <= wins[0.7] <= 40
+    assert wins[1.0] <= 10
+
+
+def noisy(environment, noise: float, rng: random.Random) -> str:
+    """Any offered command with the probability `noise`, else the plan's."""
+    if rng.random() < noise:
+        return rng.choice(environment.commands)
+    game, state = environment._game, environment._state
+    where = game.locations(state)
+    return Planner(game.world, where["P"], where, game.blocked(state)).plan()[0]
+
+
 def test_extra_commands_are_offered_and_obeyed():
     suite = TextWorldSuite(
         num_train=1, num_val=0, num_test=0, commands=[*module.COMMANDS, *module.EXTRA_COMMANDS], restate=True
@@ -342,6 +513,13 @@ def test_extra_commands_are_offered_and_obeyed():
         ({"num_deliveries": 9}, "num_deliveries=9"),
         ({"num_distractors": 40}, "num_distractors=40"),
         ({"num_val": -1}, "num_val=-1"),
+        ({"num_doors": 1}, "num_doors=1 is out of range: allowed are 0 to 0"),
+        ({"num_rooms": 3, "num_doors": 1, "num_locked": 2}, "num_locked=2 is out of range: allowed are 0 to 1"),
+        ({"min_commands": 3, "max_commands": 2}, "min_commands=3"),
+        ({"num_train": 5, "min_commands": 3}, "num_train=5: only 0 different games were found; .* min_commands=3"),
+        ({"level": "nightmare"}, "allowed are easy, medium, hard"),
+        ({"action_format": "json"}, "action_format='json'"),
+        ({"commands": ["take", "put", "insert", "open", "go"], "level": "hard"}, "unlock"),
         ({"commands": ["take", "put"]}, "insert"),
         ({"commands": ["take", "put", "insert"], "closed": True}, "open"),
         ({"commands": ["take", "put", "insert", "fly"]}, "fly"),
@@ -382,12 +560,12 @@ def test_the_compiled_game_agrees(tmp_path):
     """TextWorld's own Inform 7 game of the same world offers the same commands at each step and is won by the same."""
     import textworld
 
-    world = sample_world(3, "train", Difficulty(3, 5, 2, 3, True))
+    world = sample_world(3, "train", Difficulty(3, 5, 2, 3, True, num_doors=2, num_locked=1))
     infos = textworld.EnvInfos(admissible_commands=True, won=True)
     compiled = textworld.start(make_with_textworld(world).compile(str(tmp_path / "game.z8")), request_infos=infos)
     game, rng = TextWorldGame(world, module.COMMANDS), random.Random(0)
-    for commands in ([None] * 40, world.walkthrough()):  # None: any command
-        environment, state = module.TextWorldEnvironment(game), compiled.reset()
+    for commands in ([None] * 40, winning_plan(world)):  # None: any command
+        environment, state = TextWorldEnvironment(game), compiled.reset()
         environment.reset()
         for command in commands:
             offered = sorted(c for c in state.admissible_commands if c.split()[0] in module.COMMANDS)
@@ -409,17 +587,24 @@ def make_with_textworld(world: World):
 
     maker = GameMaker()
     rooms = {name: maker.new_room(name) for name in world.exits}
+    doors = {}
     for room, exits in world.exits.items():
         for direction, neighbour in exits.items():
             if direction in ("north", "east"):  # each way once
-                maker.connect(rooms[room].exits[direction], rooms[neighbour].exits[OPPOSITE[direction]])
+                path = maker.connect(rooms[room].exits[direction], rooms[neighbour].exits[OPPOSITE[direction]])
+                if door := world.door(room, neighbour):
+                    doors[door.name] = maker.new_door(path, name=door.name)
+                    doors[door.name].add_property("locked" if door.key else "closed")
     maker.set_player(rooms[world.start])
     places = {place.name: maker.new("c" if place.is_container else "s", place.name) for place in world.places}
     for place in world.places:
         if place.is_container:
             places[place.name].add_property("closed" if world.closed else "open")
         rooms[place.room].add(places[place.name])
-    things = {thing: maker.new("o", thing) for thing in world.things}
+    keys = {door.key: door.name for door in world.doors if door.key}
+    things = {thing: maker.new("k" if thing in keys else "o", thing) for thing in world.things}
+    for key, door in keys.items():
+        maker.add_fact("match", things[key], doors[door])
     for thing, place in world.things.items():
         places[place].add(things[thing])
     conditions = [

@@ -48,3 +48,12 @@ def test_walkthrough_succeeds():
 def test_unknown_word():
     with pytest.raises(UserError, match="banana"):
         EchoSuite().make("banana")
+
+
+def test_the_task_stays_and_an_empty_reply_is_not_valid():
+    environment = EchoSuite().make("bade")
+    first = environment.reset()
+    second, _, _ = environment.step(" \n")
+    assert (first.task, first.state, first.valid) == ("Say the word: bade", "Say it now.", None)
+    assert (second.task, second.state, second.valid) == (first.task, "Say it again.", False)
+    assert environment.step("bade")[0].valid is True

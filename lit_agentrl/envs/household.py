@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ THINGS = (  # noqa: SIM905
     "phone letter map ring watch brush glove wallet hammer rope bottle jar egg lemon carrot onion camera pillow "
     "flute kite"
 ).split()
+COLOURS = "red blue green white black".split()  # noqa: SIM905
 DIRECTIONS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
@@ -38,6 +38,16 @@ class Difficulty:
     num_deliveries: int
     num_distractors: int
     closed: bool
+    num_doors: int = 0
+    """Passages that a closed door blocks."""
+    num_locked: int = 0
+    """Doors that need their key as well."""
+    min_commands: int = 1
+    """The fewest commands that the winning plan may have."""
+    max_commands: int = 100
+    """The most."""
+    directions: bool = False
+    """Whether the task says which rooms to go to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,16 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """A door between two rooms, closed at the start."""
+
+    name: str
+    rooms: tuple[str, str]
+    key: str = ""
+    """The thing that unlocks it; empty where it is not locked."""
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """A household and its quest. The player starts in the first room of `exits`."""
 
@@ -65,6 +85,7 @@ class World:
     """The name of the place that each wanted thing must be brought to."""
     closed: bool
     """Whether the containers start closed."""
+    doors: tuple[Door, ...] = ()
 
     @property
     def start(self) -> str:
@@ -78,42 +99,25 @@ class World:
         return "put " + " and ".join(f"the {thing} {place[goal]}" for thing, goal in self.goals.items())
 
     @property
+    def directions(self) -> str:
+        """Which rooms the wanted things are in and go to, in words."""
+        room = {place.name: place.room for place in self.places}
+        return " ".join(
+            f"The {thing} is in the {room[self.things[thing]]}, the {goal} in the {room[goal]}."
+            for thing, goal in self.goals.items()
+        )
+
+    @property
     def digest(self) -> str:
         """A hash of all that tells games apart. The order in which places and things are listed does not."""
         places = sorted([place.name, place.room, place.is_container] for place in self.places)
         content = [self.start, self.exits, places, dict(self.things), dict(self.goals), self.closed]
+        content += [sorted([door.name, sorted(door.rooms), door.key] for door in self.doors)] if self.doors else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def walkthrough(self) -> list[str]:
-        """Commands that win: fetch each wanted thing, bring it, opening what is closed on the way."""
-        places = {place.name: place for place in self.places}
-        commands: list[str] = []
-        room, opened = self.start, set[str]()
-        for thing, goal in self.goals.items():
-            for place, command in (
-                (places[self.things[thing]], f"take {thing} from {self.things[thing]}"),
-                (places[goal], f"{'insert' if places[goal].is_container else 'put'} {thing}"),
-            ):
-                commands += [f"go {direction}" for direction in self._route(room, place.room)]
-                room = place.room
-                if self.closed and place.is_container and place.name not in opened:
-                    opened.add(place.name)
-                    commands.append(f"open {place.name}")
-                commands.append(command)
-            commands[-1] += f" {'into' if places[goal].is_container else 'on'} {goal}"
-        return commands
-
-    def _route(self, start: str, end: str) -> list[str]:
-        """The directions of a shortest way between two rooms."""
-        ways: dict[str, list[str]] = {start: []}
-        queue = deque([start])
-        while end not in ways:
-            room = queue.popleft()
-            for direction, neighbour in self.exits[room].items():
-                if neighbour not in ways:
-                    ways[neighbour] = [*ways[room], direction]
-                    queue.append(neighbour)
-        return ways[end]
+    def door(self, room: str, neighbour: str) -> Door | None:
+        """The door between two rooms, if there is one."""
+        return next((door for door in self.doors if set(door.rooms) == {room, neighbour}), None)
 
 
 def goal_split(thing: str, place: str) -> Split:
@@ -140,7 +144,30 @@ def sample_world(seed: int, split: Split, difficulty: Difficulty) -> World:
     everything = [*goals, *others]
     rng.shuffle(everything)  # a wanted thing is not told by where it is listed
     things = {t: rng.choice([n for n in names if n != goals.get(t)]) for t in everything}
-    return World(exits, places, things, goals, difficulty.closed)
+    doors, keys = _sample_doors(rng, exits, places, difficulty)  # last: worlds without doors are what they were
+    return World(exits, places, things | keys, goals, difficulty.closed, doors)
+
+
+def _sample_doors(
+    rng: random.Random, exits: Exits, places: tuple[Place, ...], difficulty: Difficulty
+) -> tuple[tuple[Door, ...], dict[str, str]]:
+    """Doors on some passages, and the place of each key: in a room that is older than the one it opens.
+
+    A room was reached from an older one, so with the rooms taken in order every key is there before its door.
+    """
+    rooms = list(exits)
+    behind = sorted(rng.sample(range(1, len(rooms)), difficulty.num_doors))  # each room but the first has one way in
+    locked = set(rng.sample(behind, difficulty.num_locked))
+    doors, keys = [], {}
+    for number, colour in zip(behind, rng.sample(COLOURS, len(behind)), strict=True):
+        room = rooms[number]
+        entrance = next(neighbour for neighbour in exits[room].values() if rooms.index(neighbour) < number)
+        key = f"{colour} key" if number in locked else ""
+        doors.append(Door(f"{colour} door", (entrance, room), key))
+        if key:
+            reachable = [place for place in places if rooms.index(place.room) < number]
+            keys[key] = rng.choice([place for place in reachable if not place.is_container] or reachable).name
+    return tuple(doors), keys
 
 
 def _sample_rooms(rng: random.Random, num_rooms: int) -> Exits:

@@ -8,13 +8,14 @@ under a millisecond to make and to step, so games are made from their seeds ever
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Literal
 
+from lit_agentrl.envs.actions import ActionFormat, check_action_format
 from lit_agentrl.envs.household import (
+    COLOURS,
     CONTAINERS,
     ROOMS,
     SUPPORTERS,
@@ -23,16 +24,43 @@ from lit_agentrl.envs.household import (
     World,
     sample_world,
 )
+from lit_agentrl.envs.household_plan import winning_plan
+from lit_agentrl.envs.seeded import SEEDS_PER_SPLIT, refuse_held_out, replay
 from lit_agentrl.envs.textworld_engine import TextWorldGame
+from lit_agentrl.envs.textworld_episode import TextWorldEnvironment
 from lit_agentrl.errors import UserError, missing_extra
-from lit_agentrl.types import Observation, Split, WalkthroughSuite
+from lit_agentrl.types import Conversation, Split, WalkthroughSuite
 
-SYSTEM = "Reply with one of the commands."
-COMMANDS = ("take", "put", "insert", "open", "go")
+Level = Literal["easy", "medium", "hard"]
+LEVELS: dict[Level, Difficulty] = {
+    "easy": Difficulty(num_rooms=1, num_places=4, num_deliveries=1, num_distractors=3, closed=False),
+    "medium": Difficulty(
+        num_rooms=3,
+        num_places=5,
+        num_deliveries=1,
+        num_distractors=2,
+        closed=True,
+        num_doors=1,
+        min_commands=6,
+        max_commands=8,
+        directions=True,
+    ),
+    "hard": Difficulty(
+        num_rooms=4,
+        num_places=6,
+        num_deliveries=2,
+        num_distractors=2,
+        closed=True,
+        num_doors=2,
+        num_locked=1,
+        min_commands=9,
+        max_commands=12,
+        directions=True,
+    ),
+}
+COMMANDS = ("take", "put", "insert", "open", "go", "unlock")
 EXTRA_COMMANDS = ("close", "drop")
-# A split draws its worlds from its own seeds, far more than anyone asks for.
-SEEDS_PER_SPLIT = 10_000_000
-SEEDS_PER_GAME = 20  # tried for each game asked for, before the options are said to allow no more different games
+SEEDS_PER_GAME = 50  # tried for each game asked for, before the options are said to allow no more different games
 
 
 class TextWorldSuite(WalkthroughSuite):
@@ -43,10 +71,9 @@ class TextWorldSuite(WalkthroughSuite):
     that a training game brings it to), and by the content of the games, which is compared when the suite is made.
 
     The policy answers with one of the offered commands. Case, surrounding space and quotes, a leading `>` and a final
-    period do not matter; only the first line that is not empty counts. Anything else changes nothing and is counted
-    in `TextWorldEnvironment.invalid_actions`.
+    period do not matter. Anything else changes nothing and is not `valid`.
 
-    With the defaults a game takes two commands ("take cup from table", "put cup on shelf") where 4 and then 7 are
+    At level `easy` a game takes two commands ("take cup from table", "put cup on shelf") where 4 and then 7 are
     offered. The first prompt is 67 SmolLM2 tokens (89 with the chat template), a command 4. A policy that picks
     among the offered commands at random wins 6 % of the games in the 3 steps of `max_steps` and 9 % in 4 (measured).
 
@@ -54,17 +81,25 @@ class TextWorldSuite(WalkthroughSuite):
         num_train: Training games.
         num_val: Validation games.
         num_test: Test games.
+        level: What the options below are where they are not given: `easy`, `medium` (6 to 8 commands through 3 rooms, a
+            closed door and closed containers) or `hard` (two things, 9 to 12 commands, 4 rooms, a locked door).
         num_rooms: Rooms of a world; with more than one the player must find the way.
         num_places: Tables, boxes and the like of a world, spread over its rooms; the possible destinations.
         num_deliveries: Things to bring somewhere. Each adds two commands to the quest, plus the way between rooms.
         num_distractors: Things that the quest does not ask for.
         closed: Start with closed containers: what is in them is not seen, and `open` lengthens the quest.
-        commands: The kinds of commands to offer, of take, put, insert, open, go, close, drop. The last two are never
-            needed and only lead astray.
+        num_doors: Passages between rooms that a closed door blocks.
+        num_locked: Doors that are locked; their keys lie about.
+        min_commands: Leave out games whose winning plan is shorter.
+        max_commands: Leave out games whose winning plan is longer.
+        directions: Say in the task which rooms the things are in and go to. Without it they must be looked for.
+        commands: The kinds of commands to offer, of take, put, insert, open, go, unlock, close, drop. The last two are
+            never needed and only lead astray.
         dense: Pay on the way: half of a delivery's share when the thing is first in hand, the rest when it is where it
             belongs. Success is the same. Without it a policy that rarely wins gets groups without a signal.
         restate: Repeat the task and all that is seen in every observation, for rollouts that rebuild the prompt at each
             step. Otherwise later observations say what changed.
+        action_format: What a reply has to look like.
 
     Raises:
         UserError: An argument is out of range, or the options allow fewer different games than asked for.
@@ -75,16 +110,39 @@ class TextWorldSuite(WalkthroughSuite):
         num_train: int = 512,
         num_val: int = 64,
         num_test: int = 128,
-        num_rooms: int = 1,
-        num_places: int = 4,
-        num_deliveries: int = 1,
-        num_distractors: int = 3,
-        closed: bool = False,
+        level: Level = "easy",
+        num_rooms: int | None = None,
+        num_places: int | None = None,
+        num_deliveries: int | None = None,
+        num_distractors: int | None = None,
+        closed: bool | None = None,
+        num_doors: int | None = None,
+        num_locked: int | None = None,
+        min_commands: int | None = None,
+        max_commands: int | None = None,
+        directions: bool | None = None,
         commands: Sequence[str] = COMMANDS,
         dense: bool = False,
         restate: bool = False,
+        action_format: ActionFormat = "plain",
     ) -> None:
-        self._difficulty = Difficulty(num_rooms, num_places, num_deliveries, num_distractors, closed)
+        given = {
+            "num_rooms": num_rooms,
+            "num_places": num_places,
+            "num_deliveries": num_deliveries,
+            "num_distractors": num_distractors,
+            "closed": closed,
+            "num_doors": num_doors,
+            "num_locked": num_locked,
+            "min_commands": min_commands,
+            "max_commands": max_commands,
+            "directions": directions,
+        }
+        if level not in LEVELS:
+            raise UserError(f"level={level!r} is unknown; allowed are {', '.join(LEVELS)}.")
+        check_action_format(action_format)
+        chosen = {name: value for name, value in given.items() if value is not None}
+        self._difficulty = replace(LEVELS[level], **chosen)  # type: ignore[arg-type]
         self._check({"num_train": num_train, "num_val": num_val, "num_test": num_test}, commands)
         try:
             import_module("textworld")
@@ -96,8 +154,9 @@ class TextWorldSuite(WalkthroughSuite):
         self._commands = tuple(commands)
         self._dense = dense
         self._restate = restate
+        self._action_format: ActionFormat = action_format
         self._games: dict[str, TextWorldGame] = {}
-        longest = max((len(world.walkthrough()) for world in self._worlds.values()), default=1)
+        longest = max((len(winning_plan(world)) for world in self._worlds.values()), default=1)
         self.max_steps = (3 * longest + 1) // 2
         """Steps that an episode should be given (the rollout's `max_steps`): half again what any solution needs."""
 
@@ -111,9 +170,15 @@ class TextWorldSuite(WalkthroughSuite):
         game = self._games.get(task)
         if game is None:  # two threads may both get here: the games they make are equal, and the first is kept
             game = self._games.setdefault(task, TextWorldGame(world, self._commands))
-        return TextWorldEnvironment(game, dense=self._dense, restate=self._restate)
+        return TextWorldEnvironment(
+            game,
+            dense=self._dense,
+            restate=self._restate,
+            directions=self._difficulty.directions,
+            action_format=self._action_format,
+        )
 
-    def walkthrough(self, task: str, held_out: bool = False) -> list[tuple[Observation, str]]:
+    def walkthrough(self, task: str, held_out: bool = False) -> Conversation:
         """The commands that win the game, each with the observation before it.
 
         Args:
@@ -124,14 +189,8 @@ class TextWorldSuite(WalkthroughSuite):
             UserError: The game is held out and `held_out` is False, so that no demonstration leaks by accident.
         """
         world = self._world(task)
-        if not held_out and not task.startswith("train-"):
-            raise UserError(f"task={task!r} is held out: training on its walkthrough would void the evaluation.")
-        environment = self.make(task)
-        observation, turns = environment.reset(), []
-        for command in world.walkthrough():
-            turns.append((observation, command))
-            observation, _, _ = environment.step(command)
-        return turns
+        refuse_held_out(task, held_out)
+        return replay(self.make(task), winning_plan(world), self._action_format)
 
     def digest(self, task: str) -> str:
         """A hash of the game's content: two games are the same exactly if their digests are."""
@@ -149,18 +208,25 @@ class TextWorldSuite(WalkthroughSuite):
             "num_places": (d.num_places, 2, len(SUPPORTERS + CONTAINERS)),
             "num_deliveries": (d.num_deliveries, 1, 8),  # each split has 8 things to ask for at each place
             "num_distractors": (d.num_distractors, 0, len(THINGS) - d.num_deliveries),
+            "num_doors": (d.num_doors, 0, min(d.num_rooms - 1, len(COLOURS))),
+            "num_locked": (d.num_locked, 0, d.num_doors),
+            "min_commands": (d.min_commands, 1, d.max_commands),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise UserError(f"{name}={value} is out of range: allowed are {low} to {high}.")
-        needed = {"take", "put", "insert"} | ({"open"} if d.closed else set()) | ({"go"} if d.num_rooms > 1 else set())
+        needed = {"take", "put", "insert"}
+        needed |= {"open"} if d.closed or d.num_doors else set()
+        needed |= {"go"} if d.num_rooms > 1 else set()
+        needed |= {"unlock"} if d.num_locked else set()
         if unknown := set(commands) - {*COMMANDS, *EXTRA_COMMANDS}:
             raise UserError(f"commands: {sorted(unknown)} unknown; allowed are {[*COMMANDS, *EXTRA_COMMANDS]}.")
         if missing := needed - set(commands):
             raise UserError(f"commands: without {sorted(missing)} some of these games cannot be won; add them.")
 
     def _sample(self, counts: dict[Split, int]) -> dict[str, World]:
-        """The games of all splits by task id; a world that its split already has is passed over."""
+        """The games of all splits by task id; worlds that are too short, too long or there already are passed over."""
+        shortest, longest = self._difficulty.min_commands, self._difficulty.max_commands
         worlds: dict[str, World] = {}
         owners: dict[str, Split] = {}
         for first_seed, (split, count) in zip(
@@ -171,6 +237,8 @@ class TextWorldSuite(WalkthroughSuite):
                 if number == count:
                     break
                 world = sample_world(seed, split, self._difficulty)
+                if not shortest <= len(winning_plan(world)) <= longest:
+                    continue
                 owner = owners.get(world.digest)
                 if owner is None:
                     owners[world.digest] = split
@@ -180,110 +248,7 @@ class TextWorldSuite(WalkthroughSuite):
                     raise UserError(f"The game of seed {seed} in split {split!r} is also in split {owner!r}.")
             if number < count:
                 raise UserError(
-                    f"num_{split}={count}: only {number} different games were found; make the worlds larger."
+                    f"num_{split}={count}: only {number} different games were found; make the worlds larger, or "
+                    f"widen min_commands={shortest} and max_commands={longest}."
                 )
         return worlds
-
-
-class TextWorldEnvironment:
-    """One episode of a game. Equal states of a game have equal anchors; `snapshot` and `restore` are cheap.
-
-    Args:
-        game: The game, which episodes may share.
-        dense: Pay for progress, not only for winning.
-        restate: Repeat the task and the scene in every observation.
-    """
-
-    def __init__(self, game: TextWorldGame, *, dense: bool = False, restate: bool = False) -> None:
-        self._game = game
-        self._dense = dense
-        self._paid = 0.0
-        self._restate = restate
-        self._state = game.start.copy()
-        self._actions = game.actions(self._state)
-        self.valid_actions = 0
-        """Actions so far that were an offered command."""
-        self.invalid_actions = 0
-        """Actions so far that were not, and changed nothing."""
-
-    def reset(self) -> Observation:
-        """The task, what is seen, and the commands."""
-        return Observation(self._with_commands(self._scene()), SYSTEM)
-
-    def step(self, action: str) -> tuple[Observation, float, bool]:
-        """What happened and the next commands; what it pays, 1 over the whole game; and whether the game is won."""
-        chosen = self._actions.get(normalize(action))
-        if chosen is None:
-            self.invalid_actions += 1
-            feedback = "That is not one of the commands."
-        else:
-            self.valid_actions += 1
-            self._state.apply(chosen)
-            self._actions = self._game.actions(self._state)
-            feedback = self._game.feedback(chosen)
-        if self.success:
-            return Observation(f"{feedback} You win."), 1.0 - self._paid, True
-        if self._restate:
-            feedback = f"{feedback}\n{self._scene()}"
-        elif chosen is not None:
-            feedback = f"{feedback} {self._game.news(self._state, chosen)}".strip()
-        return Observation(self._with_commands(feedback)), self._pay_progress(), False
-
-    @property
-    def commands(self) -> list[str]:
-        """The commands on offer."""
-        return list(self._actions)
-
-    @property
-    def anchor(self) -> Hashable:
-        """A hash of the game and of every fact that holds now, seen or not."""
-        facts = sorted(map(str, self._state.facts))
-        return hashlib.sha256("\n".join([self._game.world.digest, *facts]).encode()).hexdigest()[:32]
-
-    @property
-    def success(self) -> bool:
-        """Whether the game is won."""
-        return self._game.is_won(self._state)
-
-    def snapshot(self) -> object:
-        """The state of the episode."""
-        return Snapshot(self._state.copy(), self._paid, self.valid_actions, self.invalid_actions)
-
-    def restore(self, snapshot: object) -> None:
-        """Go back to a snapshot of this game, of this episode or another."""
-        assert isinstance(snapshot, Snapshot)
-        self._state = snapshot.state.copy()
-        self._actions = self._game.actions(self._state)
-        self._paid = snapshot.paid
-        self.valid_actions, self.invalid_actions = snapshot.valid_actions, snapshot.invalid_actions
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _pay_progress(self) -> float:
-        """What the newest state is worth beyond what was paid: nobody earns twice by putting things back."""
-        gain = max(0.0, self._game.progress(self._state) - self._paid) if self._dense else 0.0
-        self._paid += gain
-        return gain
-
-    def _scene(self) -> str:
-        return f"Task: {self._game.world.task}.\n{self._game.describe(self._state)}"
-
-    def _with_commands(self, text: str) -> str:
-        return "\n".join([text, "Commands:", *self._actions])
-
-
-@dataclass(slots=True, frozen=True)
-class Snapshot:
-    """The state of an episode, in TextWorld's logic, what it has paid, and its counters."""
-
-    state: Any
-    paid: float
-    valid_actions: int
-    invalid_actions: int
-
-
-def normalize(action: str) -> str:
-    """The command meant by a reply: its first line that is not empty, lower case, without quotes and final period."""
-    line = next((line for line in action.splitlines() if line.strip()), "")
-    return " ".join(line.lower().strip(" \t>.\"'`“”‘’").split())

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_agentrl.envs.household import Place, World
+from lit_agentrl.envs.household_plan import blocked_at_start
 
 
 class TextWorldGame:
@@ -34,6 +35,8 @@ class TextWorldGame:
             **dict.fromkeys(world.exits, "r"),
             **{place.name: "c" if place.is_container else "s" for place in world.places},
             **dict.fromkeys(world.things, "o"),
+            **{door.name: "d" for door in world.doors},
+            **{door.key: "k" for door in world.doors if door.key},
         }
         variables = {"P": Variable("P", "P")}
         for name, kind in kinds.items():
@@ -59,17 +62,20 @@ class TextWorldGame:
 
     def progress(self, state: Any) -> float:
         """How much of the quest is done, in [0, 1]: a wanted thing in hand counts half, one where it belongs whole."""
-        where, goals = self._locations(state), self.world.goals
+        where, goals = self.locations(state), self.world.goals
         return sum(1.0 if where[t] == goal else 0.5 if where[t] == "I" else 0.0 for t, goal in goals.items()) / len(
             goals
         )
 
     def describe(self, state: Any) -> str:
         """What the player sees and carries."""
-        where = self._locations(state)
+        where = self.locations(state)
         room = where["P"]
         sentences = [f"You are in the {room}."]
         sentences += [self._contents(state, place) for place in self.world.places if place.room == room]
+        if exits := self.world.exits[room]:
+            ways = [f"{direction} to {self._way(state, room, neighbour)}" for direction, neighbour in exits.items()]
+            sentences.append(f"Exits: {', '.join(ways)}.")
         for label, container in (("On the floor", room), ("You carry", "I")):
             if things := [thing for thing in self.world.things if where[thing] == container]:
                 sentences.append(f"{label}: {', '.join(things)}.")
@@ -88,15 +94,23 @@ class TextWorldGame:
             self._contents(state, place) for place in self.world.places if (kind, name) == ("open", place.name)
         )
 
+    def _way(self, state: Any, room: str, neighbour: str) -> str:
+        """The neighbour, and the state of the door that is between."""
+        door = self.world.door(room, neighbour)
+        return f"{neighbour} ({door.name}, {self.blocked(state).get(door.name, 'open')})" if door else neighbour
+
     def _contents(self, state: Any, place: Place) -> str:
-        closed = {self.names[fact.arguments[0].name] for fact in state.facts if fact.name == "closed"}
-        if place.name in closed:
+        if place.name in self.blocked(state):
             return f"The {place.name} is closed."
-        where = self._locations(state)
+        where = self.locations(state)
         things = [thing for thing in self.world.things if where[thing] == place.name]
         return f"{str(place).capitalize()}: {', '.join(things) or 'nothing'}."
 
-    def _locations(self, state: Any) -> dict[str, str]:
+    def blocked(self, state: Any) -> dict[str, str]:
+        """What is `closed` or `locked`, by name."""
+        return {self.names[f.arguments[0].name]: f.name for f in state.facts if f.name in ("closed", "locked")}
+
+    def locations(self, state: Any) -> dict[str, str]:
         """The room, place or inventory ("I") that the player, the places and the things are in."""
         pairs = (fact.arguments for fact in state.facts if fact.name in ("at", "in", "on"))
         return {self.names[inner.name]: self.names[outer.name] for inner, outer in pairs}
@@ -108,11 +122,17 @@ def initial_facts(world: World) -> Iterator[tuple[str, ...]]:
     for room, exits in world.exits.items():
         for direction, neighbour in exits.items():
             yield f"{direction}_of", neighbour, room
-            yield "free", room, neighbour
+            door = world.door(room, neighbour)
+            yield ("link", room, door.name, neighbour) if door else ("free", room, neighbour)
+    blocked = blocked_at_start(world)
     for place in world.places:
         yield "at", place.name, place.room
         if place.is_container:
-            yield "closed" if world.closed else "open", place.name
+            yield blocked.get(place.name, "open"), place.name
+    for door in world.doors:
+        yield blocked[door.name], door.name
+        if door.key:
+            yield "match", door.key, door.name
     places = {place.name: place for place in world.places}
     for thing, name in world.things.items():
         yield _inside(places[name]), thing, name

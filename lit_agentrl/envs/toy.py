@@ -48,14 +48,15 @@ class EchoEnvironment:
 
     def reset(self) -> Observation:
         """The word."""
-        return Observation(f"Say the word: {self.word}", system="Answer with one word.")
+        return Observation(self._task, system="Answer with one word.", state="Say it now.", task=self._task)
 
     def step(self, action: str) -> tuple[Observation, float, bool]:
         """The second request, then a thank-you."""
         self.replies.append(action.strip())
         reward = sum(letter in action for letter in self.word) / len(self.word) / 2
         done = len(self.replies) == 2
-        return Observation("Thank you." if done else "Say it again."), reward, done
+        text = "Thank you." if done else "Say it again."
+        return Observation(text, state=text, task=self._task, valid=bool(action.strip())), reward, done
 
     @property
     def anchor(self) -> Hashable:
@@ -78,3 +79,7 @@ class EchoEnvironment:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    @property
+    def _task(self) -> str:
+        return f"Say the word: {self.word}"
