@@ -59,17 +59,18 @@ class PackedTree:
             ValueError: for shapes that do not fit, lengths outside [0, L], or no token at all.
         """
         ids, row_keys, row_lengths = _rows_on_host(token_ids, lengths, keys)
+        order = _depth_first(row_keys, row_lengths)
         num_row_tokens = int(row_lengths.sum())
-        tokens, positions, parent, end = (np.empty(num_row_tokens, np.int64) for _ in range(4))
+        num_unique = num_row_tokens - sum(common for _, common in order)
+        tokens, positions, parent, end = (np.empty(num_unique, np.int64) for _ in range(4))
         index = np.zeros(ids.shape, np.int64)
         path = np.empty(ids.shape[1], np.int64)  # where the tokens of the previous row are packed
         size = previous_length = 0
-        for b, common in _depth_first(row_keys, row_lengths):
+        for b, common in order:
             length = int(row_lengths[b])
             start, size = size, size + length - common
-            end[path[common:previous_length]] = (
-                start  # the previous row leaves the path here: those subtrees are complete
-            )
+            # The previous row leaves the path here: those subtrees are complete.
+            end[path[common:previous_length]] = start
             tokens[start:size] = ids[b, common:length]
             positions[start:size] = np.arange(common, length)
             parent[start:size] = np.arange(start - 1, size - 1)
@@ -80,12 +81,12 @@ class PackedTree:
             previous_length = length
         end[path[:previous_length]] = size
         tree = cls(
-            tokens=torch.from_numpy(tokens[:size].copy()),
-            positions=torch.from_numpy(positions[:size].copy()),
-            parent=torch.from_numpy(parent[:size].copy()),
-            end=torch.from_numpy(end[:size].copy()),
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(positions),
+            parent=torch.from_numpy(parent),
+            end=torch.from_numpy(end),
             index=torch.from_numpy(index),
-            nodes=_compress(parent[:size], end[:size]),
+            nodes=_compress(parent, end),
             num_row_tokens=num_row_tokens,
         )
         return tree.to(token_ids.device)
