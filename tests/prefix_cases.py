@@ -76,6 +76,18 @@ def duplicates() -> Batch:
     return _pad([row, other, row, row], [[True] * 16, [True] * 11, half, [not x for x in half]])
 
 
+def pairs(num_prompts: int = 3, alike: int = 0) -> Batch:
+    """Prompts with a chosen and a rejected answer each, in turn; answers of a pair begin with `alike` equal tokens."""
+    sample = _sampler(6)
+    rows, wanted = [], []
+    for i in range(num_prompts):
+        prompt, beginning = sample(10), sample(alike)
+        for length in (5 + i, 5 + 3 * i):
+            rows.append(prompt + beginning + sample(length - alike))
+            wanted.append([False] * 10 + [True] * length)
+    return _pad(rows, wanted)
+
+
 SHAPES: dict[str, Callable[[], Batch]] = {
     "group": group,
     "ragged": lambda: group(ragged=True),
