@@ -1,6 +1,9 @@
 """Environments: one file each, behind the protocols of `lit_agentrl.types`."""
 
+from lit_agentrl.envs.gymnasium import GymnasiumSuite
+from lit_agentrl.envs.minigrid import MiniGridSuite
+from lit_agentrl.envs.scienceworld import ScienceWorldSuite
 from lit_agentrl.envs.textworld import TextWorldSuite
 from lit_agentrl.envs.toy import EchoSuite
 
-__all__ = ["EchoSuite", "TextWorldSuite"]
+__all__ = ["EchoSuite", "GymnasiumSuite", "MiniGridSuite", "ScienceWorldSuite", "TextWorldSuite"]
