@@ -3,7 +3,8 @@
 from lit_agentrl.envs.gymnasium import GymnasiumSuite
 from lit_agentrl.envs.minigrid import MiniGridSuite
 from lit_agentrl.envs.scienceworld import ScienceWorldSuite
+from lit_agentrl.envs.sokoban import SokobanSuite
 from lit_agentrl.envs.textworld import TextWorldSuite
 from lit_agentrl.envs.toy import EchoSuite
 
-__all__ = ["EchoSuite", "GymnasiumSuite", "MiniGridSuite", "ScienceWorldSuite", "TextWorldSuite"]
+__all__ = ["EchoSuite", "GymnasiumSuite", "MiniGridSuite", "ScienceWorldSuite", "SokobanSuite", "TextWorldSuite"]

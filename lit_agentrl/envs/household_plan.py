@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from lit_agentrl.envs.household import Door, Exits, Place, World
 
@@ -31,7 +32,7 @@ class Planner:
         blocked: What is `closed` or `locked`, by name.
     """
 
-    def __init__(self, world: World, room: str, where: dict[str, str], blocked: dict[str, str]) -> None:
+    def __init__(self, world: World, room: str, where: Mapping[str, str], blocked: Mapping[str, str]) -> None:
         self._world = world
         self._places = {place.name: place for place in world.places}
         self._room = room

@@ -42,7 +42,7 @@ class SeededTasks:
         """
         for index, split in enumerate(SPLITS):
             number = task.removeprefix(f"{split}-")
-            if task == f"{split}-{number}" and number.isdecimal() and int(number) < self._count(split):
+            if number.isdecimal() and task == f"{split}-{int(number)}" and int(number) < self._count(split):
                 return split, index * SEEDS_PER_SPLIT + int(number)
         raise UserError(f"task={task!r} is not a task of this suite; a task looks like 'train-0'.")
 
