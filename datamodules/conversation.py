@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -16,6 +18,7 @@ from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer
 from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.rollouts.memory import Memory, next_prompt
 from lit_agentrl.rows import Row, assemble, trajectory_rows
 from lit_agentrl.types import Conversation, Observation, Split, Step, TrainBatch, Trajectory, WalkthroughSuite
 
@@ -89,6 +92,8 @@ class ConversationDataModule(L.LightningDataModule):
         max_length: Longer conversations are left out, and counted.
         max_tokens: Token budget of a micro-batch.
         seed: Of the order.
+        chat: `append` later turns to the context, or `rebuild` the prompt at every turn: as the rollouts to come.
+        memory: Writes the prompts that are rebuilt; None shows the observation alone.
     """
 
     def __init__(
@@ -99,13 +104,17 @@ class ConversationDataModule(L.LightningDataModule):
         max_length: int = 1024,
         max_tokens: int = 8192,
         seed: int = 0,
+        chat: Literal["append", "rebuild"] = "append",
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1.")
         if max_tokens < max_length:
             raise UserError(f"max_tokens={max_tokens} is below max_length={max_length}: raise it, or lower max_length.")
-        self.source, self.pretrained = source, tokenizer
+        if memory is not None and chat != "rebuild":
+            raise UserError(f"memory with chat={chat!r}: set --data.chat to rebuild, or --data.memory to null.")
+        self.source, self.pretrained, self.chat_mode, self.memory = source, tokenizer, chat, memory
         self.batch_size, self.max_length, self.max_tokens, self.seed = batch_size, max_length, max_tokens, seed
         self.tokenizer = load_tokenizer(tokenizer)
         self.rows: list[list[Row]] = []
@@ -115,8 +124,11 @@ class ConversationDataModule(L.LightningDataModule):
         """Tokenise every conversation, once."""
         if self.rows or stage != "fit":
             return
-        chat = Chat(self.tokenizer)
-        everything = [trajectory_rows(*_as_trajectory(chat, turns)) for turns in self.source.conversations()]
+        chat = Chat(self.tokenizer, self.chat_mode)
+        everything = [
+            trajectory_rows(*_as_trajectory(chat, self.memory, turns, self.max_length))
+            for turns in self.source.conversations()
+        ]
         self.rows = [rows for rows in everything if max(len(row.token_ids) for row in rows) <= self.max_length]
         self.iteration_metrics = {
             "conversations": float(len(self.rows)),
@@ -145,14 +157,24 @@ class ConversationDataModule(L.LightningDataModule):
         return [row for i in chosen[rank::size] for row in self.rows[i]]
 
 
-def _as_trajectory(chat: Chat, turns: Conversation) -> tuple[Trajectory, list[float]]:
+def _as_trajectory(
+    chat: Chat, memory: Memory | None, turns: Conversation, max_length: int
+) -> tuple[Trajectory, list[float]]:
     """A conversation as the trajectory of a policy that gave exactly these answers."""
     steps: list[Step] = []
+    system = ""
     for observation, answer in turns:
-        last = steps[-1] if steps else None
-        context = (
-            chat.next_context(last.context_ids, last.action_ids, observation) if last else chat.opening(observation)
-        )
+        system = observation.system or system  # stated once, it holds for the episode, as in a rollout
         ids = chat.action_ids(answer)
-        steps.append(Step(context, ids, [0.0] * len(ids), observation=observation.text, action=answer))
+        context, _ = next_prompt(chat, memory, steps, replace(observation, system=system), max_length - len(ids))
+        steps.append(
+            Step(
+                context,
+                ids,
+                [0.0] * len(ids),
+                observation=observation.text,
+                state=observation.state or observation.text,
+                action=answer,
+            )
+        )
     return Trajectory(steps), [0.0] * len(steps)
