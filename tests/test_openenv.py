@@ -172,7 +172,7 @@ def test_an_unknown_field_names_those_there_are(url):
 
 def test_no_server_is_an_error_at_reset():
     environment = OpenEnvSuite("http://127.0.0.1:9", "message", seconds=2).make("train-0")
-    with pytest.raises(ConnectionError, match="127.0.0.1:9"):
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9"):
         environment.reset()
     environment.close()
 

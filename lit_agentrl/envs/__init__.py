@@ -2,9 +2,18 @@
 
 from lit_agentrl.envs.gymnasium import GymnasiumSuite
 from lit_agentrl.envs.minigrid import MiniGridSuite
+from lit_agentrl.envs.openenv import OpenEnvSuite
 from lit_agentrl.envs.scienceworld import ScienceWorldSuite
 from lit_agentrl.envs.sokoban import SokobanSuite
 from lit_agentrl.envs.textworld import TextWorldSuite
 from lit_agentrl.envs.toy import EchoSuite
 
-__all__ = ["EchoSuite", "GymnasiumSuite", "MiniGridSuite", "ScienceWorldSuite", "SokobanSuite", "TextWorldSuite"]
+__all__ = [
+    "EchoSuite",
+    "GymnasiumSuite",
+    "MiniGridSuite",
+    "OpenEnvSuite",
+    "ScienceWorldSuite",
+    "SokobanSuite",
+    "TextWorldSuite",
+]
