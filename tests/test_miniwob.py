@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from lit_agentrl.envs import miniwob
 from lit_agentrl.envs.miniwob import MiniWoBSuite, describe
+from lit_agentrl.envs.miniwob_browsers import find_browser
 from lit_agentrl.errors import UserError
 
 
@@ -48,7 +48,7 @@ def make_suite():
     """Suites over real browsers, which are closed in the end."""
     pytest.importorskip("miniwob", reason="pip install 'lit-agentrl[miniwob]'")
     try:
-        miniwob._find_browser()
+        find_browser()
     except UserError as error:
         pytest.skip(str(error))
     made = []
