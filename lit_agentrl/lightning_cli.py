@@ -1,10 +1,11 @@
-"""`fit`, `validate`, `test` and `evaluate`: LightningCLI with the project's defaults, checks and standing callbacks."""
+"""The Lightning subcommands and the project's own: LightningCLI with the project's defaults, checks and callbacks."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import lightning as L
 import transformers
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -34,6 +36,9 @@ from lit_agentrl.callbacks import (
     stop_on_sigterm,
 )
 from lit_agentrl.callbacks.source import RolloutSource
+from lit_agentrl.doctor.checkup import Checkup
+from lit_agentrl.doctor.small_run import shrink
+from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import write_text
 from lit_agentrl.methods.language import LanguageModule
@@ -64,7 +69,7 @@ class AgentParser(LightningArgumentParser):
 
 
 class AgentTrainer(L.Trainer):
-    """Lightning's Trainer with `evaluate`."""
+    """Lightning's Trainer with `evaluate` and `doctor`."""
 
     def evaluate(
         self,
@@ -82,6 +87,45 @@ class AgentTrainer(L.Trainer):
             weights_only: As in `test`; here so that a fit's saved configuration can be evaluated.
         """
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+
+    def doctor(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        num_prompts: int = 2,
+        repeats: int = 3,
+        seconds: float = 120.0,
+        json: str | None = None,
+    ) -> None:
+        """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
+
+        Args:
+            model: The module whose policy is looked at.
+            datamodule: Where its rows come from.
+            ckpt_path: A checkpoint to take the weights from; without one, `model.pretrained` is looked at as it is.
+            weights_only: As in `fit`.
+            num_prompts: Prompts to collect, at most `data.num_prompts`.
+            repeats: Timings of each side.
+            seconds: About how long the passes may take; it decides how many rows are measured.
+            json: A file for the numbers.
+
+        Raises:
+            SystemExit: With 1 where the shared forward is not the padded one, or ratios are noisy beyond the limits.
+        """
+        if json is not None and not Path(json).absolute().parent.is_dir():
+            raise UserError(f"--json {json}: its folder does not exist.")
+        checkup = Checkup(repeats, seconds, ckpt_path, weights_only)
+        self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
+        self.fit(model, datamodule=datamodule)
+        if checkup.findings is None:
+            raise UserError(f"{type(datamodule).__name__} gave no training batch, so there is nothing to look at.")
+        print(render(checkup.findings), flush=True)
+        if json is not None:
+            write_text(Path(json), checkup.findings.to_json() + "\n")
+        if not checkup.findings.is_healthy:
+            raise SystemExit(1)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -107,9 +151,9 @@ class AgentRLCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without `predict`, and `evaluate`."""
-        commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate", "test")} | {"evaluate": {"model", "datamodule"}}
+        """Lightning's, without `predict`, and the project's own."""
+        commands = {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
+        return commands | {name: {"model", "datamodule"} for name in ("evaluate", "doctor")}
 
     def _parse_ckpt_path(self) -> None:
         """Resume with the configuration given now; Lightning would let the checkpoint's win (Lightning #21455)."""
@@ -125,6 +169,8 @@ class AgentRLCLI(LightningCLI):
             raise UserError(
                 f"--ckpt_path {checkpoint}: no such file. A run's newest is in its folder at checkpoints/last.ckpt."
             )
+        if self.config.subcommand == "doctor":
+            self._shrink(config)
         if self.config.subcommand != "fit":
             return
         if checkpoint:
@@ -135,6 +181,13 @@ class AgentRLCLI(LightningCLI):
                 "--trainer.default_root_dir FOLDER, or delete the folder."
             )
 
+    def _shrink(self, config: Namespace) -> None:
+        """Leave of the run what the doctor looks at; the folder that it may write to disappears with this object."""
+        self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
+        self.save_config_callback = None
+        for change in shrink(config, config.num_prompts, self._folder.name):
+            print(f"for the doctor's collection {change}")
+
     def _dumped(self) -> dict[str, Any]:
         config = self.config[self.config.subcommand]
         dumped: dict[str, Any] = yaml.safe_load(
@@ -144,6 +197,8 @@ class AgentRLCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         """Leave out what reads rollouts where the datamodule collects none."""
+        if self.subcommand == "doctor":
+            callbacks = []
         if not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
         return super()._instantiate_trainer(config, callbacks)
@@ -151,7 +206,7 @@ class AgentRLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log to CSV files inside the run folder where no logger was asked for."""
         config = self.config[self.subcommand].trainer
-        if config.logger in (None, True):
+        if self.subcommand != "doctor" and config.logger in (None, True):
             folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
             kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
         return super().instantiate_trainer(**kwargs)

@@ -12,7 +12,7 @@ LAYERS = (
     {"advantages", "losses", "rewards", "_checks", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge"},
     {"methods", "datamodules", "callbacks"},
-    {"report"},
+    {"report", "doctor"},
     {"lightning_cli", "pipeline"},
     {"cli"},
     {"__main__"},

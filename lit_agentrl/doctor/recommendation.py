@@ -1,0 +1,136 @@
+"""What the measurements say about the configuration: one line per option, with the number it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_agentrl.doctor.cost import Cost, SideCost
+from lit_agentrl.doctor.equality import Equality
+from lit_agentrl.doctor.memory import GIB
+from lit_agentrl.doctor.noise import Noise, Ratios
+from lit_agentrl.models.scoring import MIN_REUSE, MIN_REUSE_DENSE
+
+FASTER, SLOWER = 1.05, 0.95  # between them, repeats on one machine differ by as much
+SHARE_OF_MEMORY = 0.8  # the optimiser and fragmentation need some too
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One option and why."""
+
+    option: str
+    value: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What decides about sharing prefixes."""
+
+    refusal: str
+    """Why the model takes the padded path; empty where it shares."""
+    backend: str
+    """The attention of the shared forward; empty where the model refuses it."""
+    reuse: float
+    """Row tokens per unique token of the collected rows."""
+
+    @property
+    def gate(self) -> float:
+        """The reuse from which on `auto` shares."""
+        return MIN_REUSE_DENSE if self.backend == "dense" else MIN_REUSE
+
+
+def advise(
+    sharing: Sharing,
+    equality: Equality | None,
+    cost: Cost,
+    noise: Noise | None,
+    max_tokens: int,
+    available: int | None,
+) -> list[Advice]:
+    """All options; those about sampling only where something was sampled.
+
+    Args:
+        sharing: What the model and the rows allow.
+        equality: None where the model refuses sharing.
+        cost: Of the two forwards.
+        noise: None where nothing was sampled.
+        max_tokens: The budget that is configured.
+        available: Free bytes; None where they are not known.
+    """
+    first = advise_sharing(sharing, equality, cost)
+    budget = advise_max_tokens(first, cost, max_tokens, available)
+    if noise is None:
+        return [first, budget]
+    return [first, advise_precision(noise), budget, advise_old_logprobs(noise)]
+
+
+def advise_sharing(sharing: Sharing, equality: Equality | None, cost: Cost) -> Advice:
+    """`model.share_prefix`."""
+    option = "model.share_prefix"
+    if sharing.refusal or equality is None or cost.speedup is None or cost.memory_ratio is None:
+        return Advice(option, "auto", "the model takes the padded path by itself")
+    if not equality.is_healthy:
+        return Advice(
+            option, "false", f"the two forwards differ: {equality.logprobs.max:.1e} nats, cosine {equality.cosine:.4f}"
+        )
+    fact = f"{in_words(cost.speedup, cost.memory_ratio)}, at a reuse of {sharing.reuse:.2f}"
+    if sharing.reuse >= sharing.gate:
+        loses = cost.speedup < SLOWER and cost.memory_ratio < FASTER
+        return Advice(option, "false" if loses else "auto", fact)
+    if cost.speedup > FASTER and cost.memory_ratio > FASTER:
+        return Advice(option, "true", f"{fact}; auto would start at {sharing.gate}")
+    return Advice(option, "auto", f"{fact}; it computes rows in full below {sharing.gate}")
+
+
+def in_words(speedup: float, memory_ratio: float) -> str:
+    """What sharing does to time and memory."""
+    return f"{speedup:.2f} x as fast, {1 / memory_ratio:.2f} of the memory"
+
+
+def advise_precision(noise: Noise) -> Advice:
+    """`model.dtype` and `trainer.precision`."""
+    option = "precision"
+    configured = noise.sampler[noise.configured][0]
+    others = {name: found[0] for name, found in noise.sampler.items() if name != noise.configured}
+    fact = "; ".join(f"{name}: {_outside(found)}" for name, found in {noise.configured: configured, **others}.items())
+    better = others.get("float32")
+    if not configured.is_healthy and better is not None and better.outside < configured.outside:
+        return Advice(option, "--model.dtype float32 --trainer.precision 32-true", fact)
+    return Advice(option, f"{noise.configured}, as it is", fact)
+
+
+def advise_old_logprobs(noise: Noise) -> Advice:
+    """`model.old_logprobs`."""
+    sampler = noise.sampler[noise.configured][0]
+    fact = f"sampler against trainer: {_outside(sampler)}, KL {sampler.approx_kl:.1e}"
+    if sampler.is_healthy:
+        return Advice("model.old_logprobs", "sampler", f"{fact}; no second forward needed")
+    return Advice("model.old_logprobs", "recompute", f"{fact}; trainer against itself: {_outside(noise.itself)}")
+
+
+def advise_max_tokens(sharing: Advice, cost: Cost, max_tokens: int, available: int | None) -> Advice:
+    """`data.max_tokens`: what memory allows, and for padded rows what was fastest.
+
+    The estimate takes the peak of the measured rows per token of their largest micro-batch, which also holds what does
+    not grow with tokens (gradients), so it errs towards too much.
+    """
+    shares = sharing.value != "false" and cost.grouped is not None
+    side: SideCost = cost.grouped if shares and cost.grouped is not None else cost.padded
+    unit = "unique" if shares else "padded"
+    estimate = side.bytes_per_token * max_tokens
+    fact = f"{side.peak_bytes / GIB:.3f} GiB for {side.largest} {unit} tokens, "
+    fact += f"so about {estimate / GIB:.2f} for {max_tokens}"
+    if available is None:
+        return Advice("data.max_tokens", str(max_tokens), fact)
+    fact += f" of {available / GIB:.1f} free"
+    if estimate > SHARE_OF_MEMORY * available:
+        return Advice("data.max_tokens", str(int(SHARE_OF_MEMORY * available / side.bytes_per_token)), fact)
+    if not shares and side.budget < max(cost.tried) and max(cost.tried.values()) > FASTER * cost.tried[side.budget]:
+        seconds = ", ".join(f"{took:.2f} s at {budget}" for budget, took in cost.tried.items())
+        return Advice("data.max_tokens", f"{side.budget} (at least data.max_length)", f"padded rows took {seconds}")
+    return Advice("data.max_tokens", str(max_tokens), fact)
+
+
+def _outside(ratios: Ratios) -> str:
+    return f"{ratios.num_outside} of {ratios.num_tokens} tokens outside"
