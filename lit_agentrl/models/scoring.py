@@ -25,6 +25,9 @@ from lit_agentrl.models.lm_parts import AttentionTraits, attention_traits, base_
 from lit_agentrl.models.prefix_tree import PackedTree
 from lit_agentrl.models.self_check import check_head, why_sharing_is_wrong
 from lit_agentrl.models.token_logprobs import token_logprobs
+from lit_agentrl.models.vision import VisionInputs
+from lit_agentrl.models.vision_families import why_images_are_unshareable
+from lit_agentrl.models.vision_forward import VisionForward
 
 Backend = Literal["tree_merge", "dense", "flex"]
 
@@ -73,7 +76,7 @@ class PaddedModel(nn.Module):
         targets: Tensor | None = None,
         temperature: float = 1.0,
         entropy: bool = False,
-        vision: object | None = None,
+        vision: VisionInputs | None = None,
     ) -> TokenScores:
         """Log-probabilities, and entropies on request, of the targets.
 
@@ -83,19 +86,19 @@ class PaddedModel(nn.Module):
             targets: [B, L] bool, which tokens to score; all real ones by default.
             temperature: the sampling temperature that logits are divided by.
             entropy: whether to compute entropies too.
-            vision: reserved for the images of a VLM; must be None.
+            vision: the images that the rows show; None for rows of text.
 
         Raises:
-            UserError: for images, and for a model whose logits are not understood.
+            UserError: for a model whose logits or images are not understood, and for rows whose images do not fill
+                their placeholders.
             ValueError: for shapes that do not fit.
         """
-        if vision is not None:
-            raise UserError("Image inputs are not supported yet: pass vision=None and train on text-only rows.")
         if not self.is_checked:
             self.is_checked = True
             self.run_check()
         wanted = _wanted(token_ids, lengths, targets)
-        return self._score(token_ids, lengths, wanted, temperature, entropy)
+        images = None if vision is None or not any(vision.shown) else VisionForward(self.lm, vision, token_ids, lengths)
+        return self._score(token_ids, lengths, wanted, temperature, entropy, images)
 
     def run_check(self) -> None:
         """Compare with the model's own forward; called before the first use.
@@ -106,10 +109,20 @@ class PaddedModel(nn.Module):
         check_head(self.lm)
 
     def _score(
-        self, token_ids: Tensor, lengths: Tensor, wanted: Tensor, temperature: float, entropy: bool
+        self,
+        token_ids: Tensor,
+        lengths: Tensor,
+        wanted: Tensor,
+        temperature: float,
+        entropy: bool,
+        images: VisionForward | None,
     ) -> TokenScores:
         longest = int(lengths.max())
-        hidden = decoder_of(self.lm)(input_ids=token_ids[:, :longest], use_cache=False).last_hidden_state
+        if images is None:
+            model, inputs = decoder_of(self.lm), {"input_ids": token_ids[:, :longest]}
+        else:
+            model, inputs = images.padded(longest)
+        hidden = model(**inputs, use_cache=False).last_hidden_state
         before = hidden[:, :-1][wanted[:, 1:longest]]
         return _in_rows(wanted, *self._at_head(before, token_ids[wanted], temperature, entropy))
 
@@ -156,6 +169,9 @@ class PrefixGroupedModel(PaddedModel):
         self._has_said_why = False
         self.refusal = attention_traits(decoder_of(lm)).unshareable
         """Why this model takes the padded path; empty where it shares."""
+        self.image_refusal = why_images_are_unshareable(base_lm(lm).config)
+        """Why this model takes the padded path for batches with images; empty where it shares."""
+        self._has_refused_images = False
         if self.refusal:
             self._warn_refusal()
 
@@ -182,35 +198,39 @@ class PrefixGroupedModel(PaddedModel):
         by_default = MIN_REUSE_DENSE if backend == "dense" else MIN_REUSE
         return tree.reuse >= (by_default if self.min_reuse is None else self.min_reuse)
 
-    def hidden_states(self, tree: PackedTree, backend: Backend) -> Tensor:
-        """[T, D], the decoder's output at the tokens of a tree."""
+    def hidden_states(self, tree: PackedTree, backend: Backend, images: VisionForward | None = None) -> Tensor:
+        """[T, D], the decoder's output at the tokens of a tree, whose placeholders show `images`."""
         decoder = decoder_of(self.lm)
         traits = attention_traits(decoder)
         if backend == "flex":
             tree = tree_attention.padded_to(tree, FLEX_BLOCK)
         name, mask, options = _tree_inputs(tree, backend, traits, decoder.dtype)
+        if images is None:
+            model, inputs = decoder, {"input_ids": tree.tokens[None], "position_ids": tree.positions[None]}
+        else:
+            model, inputs = images.packed(tree)
         with tree_attention.attention_implementation(decoder, name):
-            output = decoder(
-                input_ids=tree.tokens[None],
-                position_ids=tree.positions[None],
-                attention_mask=mask,
-                use_cache=False,
-                **options,
-            )
+            output = model(**inputs, attention_mask=mask, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def _score(
-        self, token_ids: Tensor, lengths: Tensor, wanted: Tensor, temperature: float, entropy: bool
+        self,
+        token_ids: Tensor,
+        lengths: Tensor,
+        wanted: Tensor,
+        temperature: float,
+        entropy: bool,
+        images: VisionForward | None,
     ) -> TokenScores:
-        if self.refusal:
-            return super()._score(token_ids, lengths, wanted, temperature, entropy)
-        tree = PackedTree.build(token_ids, lengths)
+        if self.refusal or self._refuses(images):
+            return super()._score(token_ids, lengths, wanted, temperature, entropy, images)
+        tree = PackedTree.build(token_ids, lengths, None if images is None else images.keys)
         backend = self.backend_for(tree)
         if not self._pays(tree, backend):
             self._say_once(tree, backend)
-            return super()._score(token_ids, lengths, wanted, temperature, entropy)
-        hidden = self.hidden_states(tree, backend)
+            return super()._score(token_ids, lengths, wanted, temperature, entropy, images)
+        hidden = self.hidden_states(tree, backend, images)
         edges, inverse = tree.unique_targets(wanted)
         logp, entropies = self._at_head(hidden[tree.parent[edges]], tree.tokens[edges], temperature, entropy)
         return _in_rows(wanted, logp[inverse], None if entropies is None else entropies[inverse])
@@ -220,6 +240,17 @@ class PrefixGroupedModel(PaddedModel):
         level = logging.DEBUG if self._has_said_why else logging.INFO
         self._has_said_why = True
         log.log(level, "Too little to share for %s: %.2f row tokens per unique token.", backend, tree.reuse)
+
+    def _refuses(self, images: VisionForward | None) -> bool:
+        """Whether these images rule out sharing; the first time, the log says why."""
+        if images is None or not self.image_refusal:
+            return False
+        if not self._has_refused_images:
+            self._has_refused_images = True
+            name = type(base_lm(self.lm)).__name__
+            message = "Shared prefixes are off for %s on rows with images: %s. These are computed in full instead."
+            log.warning(message, name, self.image_refusal)
+        return True
 
     def _warn_refusal(self) -> None:
         name = type(base_lm(self.lm)).__name__
