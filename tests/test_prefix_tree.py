@@ -50,9 +50,9 @@ def test_tree_is_the_trie_of_the_rows(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_nodes_are_the_maximal_unbranched_runs(seed: int) -> None:
     tree = PackedTree.build(*random_rows(seed))
-    assert [stop for _, stop, _ in tree.nodes] == [start for start, _, _ in tree.nodes[1:]] + [len(tree)]
+    assert tree.nodes[:, 1].tolist() == [*tree.nodes[1:, 0].tolist(), len(tree)]
     children = torch.bincount(tree.parent[tree.parent >= 0], minlength=len(tree))
-    for start, stop, end in tree.nodes:
+    for start, stop, end in tree.nodes.tolist():
         assert tree.parent[start + 1 : stop].tolist() == list(range(start, stop - 1))
         assert (tree.end[start:stop] == end).all()
         assert children[start : stop - 1].eq(1).all()
@@ -66,7 +66,7 @@ def test_prefix_of_another_row_adds_nothing() -> None:
     assert tree.end.tolist() == [5, 5, 5, 4, 5]
     assert tree.parent.tolist() == [-1, 0, 1, 2, 2]
     assert tree.index.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0], [0, 1, 2, 3], [0, 1, 2, 4]]
-    assert tree.nodes == ((0, 3, 5), (3, 4, 4), (4, 5, 5))
+    assert tree.nodes.tolist() == [[0, 3, 5], [3, 4, 4], [4, 5, 5]]
     assert tree.reuse == 14 / 5
 
 

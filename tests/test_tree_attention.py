@@ -15,9 +15,9 @@ from lit_agentrl.models.tree_attention import (
     dense_mask,
     padded_to,
     refusing_mask,
-    tree_merge,
     visible,
 )
+from lit_agentrl.models.tree_merge import tree_merge
 from prefix_cases import SHAPES, WINDOW, build_lm
 
 

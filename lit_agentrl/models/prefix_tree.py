@@ -40,8 +40,9 @@ class PackedTree:
     """[T] int64, one past the last token whose row runs through this one: its descendants are [k, end[k])."""
     index: Tensor
     """[B, L] int64, where token t of row b is packed; 0 where the row is padded."""
-    nodes: tuple[tuple[int, int, int], ...]
-    """(start, stop, end) of every unbranched run of tokens [start, stop), whose subtree ends at `end`; depth-first."""
+    nodes: Tensor
+    """[N, 3] int64: start, stop and end of every unbranched run of tokens [start, stop), whose subtree ends at `end`;
+    depth-first. `to` leaves it on the host, where a loop reads it."""
     num_row_tokens: int
     """Real tokens of all rows: what the padded forward computes, without its padding."""
 
@@ -86,7 +87,7 @@ class PackedTree:
             parent=torch.from_numpy(parent),
             end=torch.from_numpy(end),
             index=torch.from_numpy(index),
-            nodes=_compress(parent, end),
+            nodes=torch.from_numpy(_compress(parent, end)),
             num_row_tokens=num_row_tokens,
         )
         return tree.to(token_ids.device)
@@ -236,10 +237,9 @@ def _depth_first(row_keys: Ints, row_lengths: Ints) -> list[tuple[int, int]]:
     return shared
 
 
-def _compress(parent: Ints, end: Ints) -> tuple[tuple[int, int, int], ...]:
-    """Runs of tokens that nothing branches off from, as (start, stop, subtree end)."""
+def _compress(parent: Ints, end: Ints) -> Ints:
+    """Runs of tokens that nothing branches off from: start, stop and subtree end of each, [N, 3]."""
     begins = np.ones(len(parent), bool)
     begins[1:] = (parent[1:] != np.arange(len(parent) - 1)) | (end[1:] != end[:-1])
     starts = np.flatnonzero(begins)
-    stops = np.append(starts[1:], len(parent))
-    return tuple(zip(starts.tolist(), stops.tolist(), end[starts].tolist(), strict=True))
+    return np.stack([starts, np.append(starts[1:], len(parent)), end[starts]], axis=1)
