@@ -1,9 +1,12 @@
 """Environments: one file each, behind the protocols of `lit_agentrl.types`."""
 
+from lit_agentrl.envs.blackjack import BlackjackSuite
 from lit_agentrl.envs.gymnasium import GymnasiumSuite
 from lit_agentrl.envs.minigrid import MiniGridSuite
 from lit_agentrl.envs.miniwob import MiniWoBSuite
+from lit_agentrl.envs.number_line import NumberLineSuite
 from lit_agentrl.envs.openenv import OpenEnvSuite
+from lit_agentrl.envs.points import EZPointsSuite, Points24Suite
 from lit_agentrl.envs.scienceworld import ScienceWorldSuite
 from lit_agentrl.envs.sokoban import SokobanSuite
 from lit_agentrl.envs.textworld import TextWorldSuite
@@ -11,11 +14,15 @@ from lit_agentrl.envs.toy import EchoSuite
 from lit_agentrl.envs.webshop import WebShopSuite
 
 __all__ = [
+    "BlackjackSuite",
+    "EZPointsSuite",
     "EchoSuite",
     "GymnasiumSuite",
     "MiniGridSuite",
     "MiniWoBSuite",
+    "NumberLineSuite",
     "OpenEnvSuite",
+    "Points24Suite",
     "ScienceWorldSuite",
     "SokobanSuite",
     "TextWorldSuite",

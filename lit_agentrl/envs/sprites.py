@@ -67,9 +67,15 @@ def draw_text(text: str, ink: Colour, ground: Colour, scale: int) -> Image:
     return _enlarge(pixels, scale)
 
 
-def draw_cards(ranks: Sequence[str], scale: int) -> Image:
-    """Cards side by side on green, [17 * scale, 17 * scale * cards, 3]; each with its rank, "?" face down."""
-    return np.concatenate([_card(rank, scale) for rank in ranks], axis=1)
+def draw_cards(ranks: Sequence[str], scale: int, columns: int) -> Image:
+    """Cards on green, [17 * scale * rows, 17 * scale * columns, 3]; each with its rank, "?" face down."""
+    rows = -(-len(ranks) // columns)
+    table = np.empty((17 * scale * rows, 17 * scale * columns, 3), dtype=np.uint8)
+    table[:] = GREEN
+    for number, rank in enumerate(ranks):
+        top, left = (17 * scale * line for line in divmod(number, columns))
+        table[top : top + 17 * scale, left : left + 17 * scale] = _card(rank, scale)
+    return table
 
 
 def stack(parts: Sequence[Image], ground: Colour, margin: int) -> Image:
