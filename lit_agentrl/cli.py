@@ -18,6 +18,7 @@ usage: lit-agentrl COMMAND [options]
   validate   the same through Lightning's validation loop
   test       the same through Lightning's test loop
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
+  make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
@@ -62,6 +63,10 @@ def _dispatch(command: str, options: list[str]) -> None:
         from lit_agentrl.pipeline import main as run_pipeline
 
         run_pipeline(options)
+    elif command == "make-webshop-demo":
+        from lit_agentrl.envs.webshop.demo import main as make_webshop_demo
+
+        make_webshop_demo(options)
     elif command in LIGHTNING_COMMANDS:
         from lit_agentrl.lightning_cli import run
 
@@ -71,4 +76,5 @@ def _dispatch(command: str, options: list[str]) -> None:
             # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
             raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
     else:
-        raise UserError(f"there is no command {command!r}. Commands: {', '.join((*LIGHTNING_COMMANDS, 'pipeline'))}.")
+        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo")
+        raise UserError(f"there is no command {command!r}. Commands: {', '.join(commands)}.")

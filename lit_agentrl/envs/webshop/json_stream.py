@@ -14,6 +14,8 @@ CHUNK = 1 << 20
 """Characters read at a time."""
 LONGEST_VALUE = 64 << 20
 """Characters that one product may have; more means that a quote or a bracket is missing."""
+LONGEST_TAIL = 16
+"""Characters before the window's end that may look wrong because the window cuts them: `tru`, `\\u00`, `-3.`."""
 
 _SPACE = re.compile(r"\s*")
 _DECODER = json.JSONDecoder()
@@ -119,8 +121,8 @@ class _Stream:
                 if not self._is_cut(error) or not self._more():
                     raise corrupt(self.path, line, error.msg) from error
                 continue
-            if end == len(self.text) and self._more():
-                continue  # a number may go on in the next chunk
+            if isinstance(value, int | float) and len(self.text) - end < LONGEST_TAIL and self._more():
+                continue  # "-3" may be the beginning of "-3.5e2"
             self.at = end
             decoded: object = value
             return decoded
@@ -132,16 +134,18 @@ class _Stream:
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether more text may mend the error: it lies at the window's end, or in a string that goes beyond it."""
-        at_the_end = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
+        at_the_end = error.pos >= len(self.text) - LONGEST_TAIL or error.msg.startswith("Unterminated string")
         return at_the_end and len(self.text) - self.at < LONGEST_VALUE
 
     def _more(self) -> bool:
+        """Move the window on; False at the end of the file, where nothing moves."""
         try:
             chunk = self.file.read(CHUNK)
         except UnicodeDecodeError as error:
             raise corrupt(self.path, self._line_at(len(self.text)), str(error)) from error
-        self.line = self._line_at(self.at)
-        self.text, self.at = self.text[self.at :] + chunk, 0
+        if chunk:
+            self.line = self._line_at(self.at)
+            self.text, self.at = self.text[self.at :] + chunk, 0
         return bool(chunk)
 
     def _line_at(self, position: int) -> int:
