@@ -42,6 +42,21 @@ def decoder_of(lm: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, base_lm(lm).get_decoder())  # type: ignore[no-untyped-call]
 
 
+def require_causal(lm: nn.Module) -> None:
+    """Refuse a model whose text tokens see what comes after them, such as PaliGemma, whose prompts do.
+
+    Raises:
+        UserError: for such a model: what it says about a token would depend on the token itself.
+    """
+    config = decoder_of(lm).config
+    in_both_directions = getattr(config, "use_bidirectional_attention", None) in (True, "all")  # not "vision": images
+    if in_both_directions or not getattr(config, "is_causal", True):
+        raise UserError(
+            f"{type(base_lm(lm)).__name__}: its text attends in both directions, so it gives no log-probabilities of "
+            "tokens after what comes before them. Use a causal language model."
+        )
+
+
 def head_of(lm: nn.Module) -> Head | None:
     """The head of `lm` with the scaling its model applies, or None where the head is not one plain matrix."""
     linear = base_lm(lm).get_output_embeddings()  # type: ignore[no-untyped-call]

@@ -21,7 +21,15 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models import tree_attention
-from lit_agentrl.models.lm_parts import AttentionTraits, attention_traits, base_lm, decoder_of, head_of, logits_of
+from lit_agentrl.models.lm_parts import (
+    AttentionTraits,
+    attention_traits,
+    base_lm,
+    decoder_of,
+    head_of,
+    logits_of,
+    require_causal,
+)
 from lit_agentrl.models.prefix_tree import PackedTree
 from lit_agentrl.models.self_check import check_head, why_sharing_is_wrong
 from lit_agentrl.models.token_logprobs import token_logprobs
@@ -64,7 +72,7 @@ class PaddedModel(nn.Module):
 
     def __init__(self, lm: nn.Module, *, check: bool = True) -> None:
         super().__init__()
-        base_lm(lm)
+        require_causal(lm)
         self.lm = lm
         self.is_checked = not check
 

@@ -1,0 +1,461 @@
+"""Rows with images: every unique picture encoded once, and the numbers those of each row alone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from lightning.fabric.utilities import move_data_to_device
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
+from transformers.integrations import flex_attention as hf_flex
+
+from lit_agentrl.errors import UserError
+from lit_agentrl.models import (
+    PackedTree,
+    PaddedModel,
+    TokenScores,
+    VisionInputs,
+    content_id,
+    plan_packs,
+    verify_prefix_sharing,
+)
+from lit_agentrl.models.lm_parts import base_lm, decoder_of
+from lit_agentrl.models.vision_forward import VisionForward
+from scoring_twins import Scored, assert_same, grouped, loss_of, padded
+from tiny_vlm import CONFIGS, IMAGE, SHAPES, UNIQUE, Rows, build_vlm, picture, rows_of, text
+
+TILED = ("smolvlm", "idefics3")  # a large picture becomes several tiles
+GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+flex_for_training = flex.flex_attention
+
+
+@cache
+def model_of(name: str, dtype: torch.dtype = torch.float64) -> tf.PreTrainedModel:
+    """Made once for the whole file: no test changes it."""
+    return build_vlm(name, dtype)
+
+
+def gradients_of(lm: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
+
+
+def scored(model: PaddedModel, rows: Rows, temperature: float = 0.8) -> Scored:
+    model.zero_grad(set_to_none=True)
+    vision = rows.vision(base_lm(model.lm).config)
+    scores = model(
+        rows.token_ids, rows.lengths, targets=rows.targets, temperature=temperature, entropy=True, vision=vision
+    )
+    loss_of(scores, rows.targets, int(rows.targets.sum())).backward()
+    return scores, gradients_of(model.lm)
+
+
+def own_logits(vlm: tf.PreTrainedModel, rows: Rows, b: int) -> Tensor:
+    """[n, V]: the logits of row b alone by the model's own forward, from pixels to head."""
+    row = rows.token_ids[b : b + 1, : int(rows.lengths[b])]
+    inputs: dict[str, Tensor] = {}
+    for name in rows.images[b][0] if rows.images[b] else ():
+        along = 1 if vlm.config.model_type in TILED else 0
+        inputs[name] = torch.cat([image[name] for image in rows.images[b]], along)
+    if vlm.config.model_type in GRIDS:
+        inputs["mm_token_type_ids"] = (row == IMAGE).int()
+    if vlm.config.model_type == "gemma3":
+        inputs["token_type_ids"] = (row == IMAGE).long()
+    logits: Tensor = vlm(input_ids=row, **inputs, use_cache=False).logits[0]
+    return logits
+
+
+def own_scores(vlm: tf.PreTrainedModel, rows: Rows, temperature: float = 0.8) -> Scored:
+    """The slow obvious twin of `scored`: every row alone, full logits, log-softmax."""
+    vlm.zero_grad(set_to_none=True)
+    logp, entropy = (torch.zeros(rows.token_ids.shape, dtype=vlm.dtype) for _ in range(2))
+    for b in range(len(rows.token_ids)):
+        log_p = (own_logits(vlm, rows, b) / temperature).log_softmax(-1)[:-1]
+        length = len(log_p) + 1
+        logp[b, 1:length] = log_p.gather(1, rows.token_ids[b, 1:length, None])[:, 0]
+        entropy[b, 1:length] = -(log_p.exp() * log_p).sum(-1)
+    scores = TokenScores(logp * rows.targets, entropy * rows.targets)
+    loss_of(scores, rows.targets, int(rows.targets.sum())).backward()
+    return scores, gradients_of(vlm)
+
+
+@contextmanager
+def encoded_by(vlm: nn.Module) -> Iterator[list[int]]:
+    """How many pictures (tiles) the vision tower is given, call by call."""
+    counts: list[int] = []
+    (tower,) = {
+        module
+        for name, module in vlm.named_modules()
+        if name.split(".")[-1] in ("visual", "vision_model", "vision_tower")
+    }
+
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        counts.append(len(kwargs["grid_thw"]) if "grid_thw" in kwargs else len(pixels))
+
+    handle = tower.register_forward_pre_hook(count, with_kwargs=True)
+    yield counts
+    handle.remove()
+
+
+def num_encoded(name: str, shape: str) -> int:
+    """The unique pictures of a shape; one of them is cut into two tiles where the family does that."""
+    return UNIQUE[shape] + (shape == "several" and name in TILED)
+
+
+# --- the same numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_grouped_equals_padded_equals_each_row_alone(name: str, shape: str) -> None:
+    """In float64, gradients of vision tower and connector included; both forwards encode every unique picture once."""
+    vlm, rows = model_of(name), SHAPES[shape](name)
+    expected = own_scores(vlm, rows)
+    tower = {n for n, _ in vlm.named_parameters() if "visual" in n or "vision" in n}
+    assert tower & expected[1].keys()
+    for model in (padded(vlm), grouped(vlm, "dense"), grouped(vlm, "tree_merge")):
+        with encoded_by(vlm) as counts:
+            found = scored(model, rows)
+        assert_same(found, expected, values=1e-12, gradients=1e-6)
+        assert max(float(expected[1][n].abs().max()) for n in tower & expected[1].keys()) > 0.01
+        assert counts == [num_encoded(name, shape)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float32(name: str) -> None:
+    vlm, rows = model_of(name, torch.float32), SHAPES["multi_turn"](name)
+    expected = own_scores(vlm, rows)
+    for model in (padded(vlm), grouped(vlm)):
+        assert_same(scored(model, rows), expected, values=1e-5, gradients=1e-5)
+
+
+def test_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose packs end in unused tokens. Its arithmetic has a backward on CPU; only a guard forbids it."""
+
+    def uncompiled(query: Tensor, key: Tensor, value: Tensor, training: bool = False, **options: object) -> Tensor:
+        return flex_for_training(query, key, value, **options)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(hf_flex, "compile_friendly_flex_attention", uncompiled)
+    vlm, rows = model_of("qwen3_vl"), SHAPES["several"]("qwen3_vl")
+    assert_same(scored(grouped(vlm, "flex"), rows), scored(padded(vlm), rows), values=1e-12, gradients=1e-6)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_positions_of_the_pack_would_be_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison has teeth: with the place in the row as position, as for text, the numbers move."""
+    vlm, rows = model_of(name), SHAPES["several"](name)
+    right = scored(grouped(vlm), rows)[0].logprobs
+    count = torch.arange(rows.token_ids.shape[1]).expand(3, *rows.token_ids.shape)
+    monkeypatch.setattr(VisionForward, "_grid_positions", lambda *args: count)
+    assert (scored(grouped(vlm), rows)[0].logprobs - right).abs().max() > 0.01
+
+
+def test_placeholders_must_not_be_told_apart_by_token_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, rows = model_of("qwen2_vl"), SHAPES["two_pictures"]("qwen2_vl")
+    right = scored(grouped(vlm), rows)[0].logprobs
+    monkeypatch.setattr(VisionInputs, "keys", lambda self, token_ids, lengths: token_ids)
+    assert (scored(grouped(vlm), rows)[0].logprobs - right).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_stands_in_the_padding_does_not_matter(name: str) -> None:
+    """Placeholders neither, which the model would want features for."""
+    vlm, rows = model_of(name), SHAPES["group"](name)
+    vision = rows.vision(vlm.config)
+    place = torch.arange(rows.token_ids.shape[1])
+    garbage = torch.where(place < rows.lengths[:, None], rows.token_ids, IMAGE)
+    wider = nn.functional.pad(garbage, (0, 3), value=IMAGE)
+    for model in (padded(vlm), grouped(vlm)):
+        expected = model(rows.token_ids, rows.lengths, vision=vision).logprobs
+        found = model(wider, rows.lengths, vision=vision).logprobs
+        torch.testing.assert_close(found, nn.functional.pad(expected, (0, 3)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "smolvlm"])
+def test_rows_of_text_are_scored_without_a_vision_tower(name: str) -> None:
+    """Vision inputs that show nothing are none at all."""
+    vlm = model_of(name)
+    rows = rows_of(name, [[text(1, 6), text(k, 5)] for k in range(2, 5)], [1] * 3)
+    with encoded_by(vlm) as counts:
+        assert_same(scored(grouped(vlm), rows), own_scores(vlm, rows), values=1e-12, gradients=1e-6)
+    assert counts == []
+
+
+# --- what surrounds a training step ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("backend", ["tree_merge", "dense"])
+def test_gradient_checkpointing_replays_images_and_tree(backend: str, use_reentrant: bool) -> None:
+    vlm, rows = copy.deepcopy(model_of("qwen3_vl")), SHAPES["several"]("qwen3_vl")
+    expected = own_scores(vlm, rows)
+    vlm.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert vlm.model.visual.gradient_checkpointing
+    for model in (padded(vlm), grouped(vlm, backend)):
+        with encoded_by(vlm) as counts:
+            assert_same(scored(model, rows), expected, values=1e-12, gradients=1e-6)
+        assert counts == [2]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_lora_on_decoder_and_vision_tower() -> None:
+    vlm = copy.deepcopy(model_of("qwen3_vl"))
+    lm = get_peft_model(vlm, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "qkv", "linear_fc1"]))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    rows = SHAPES["multi_turn"]("qwen3_vl")
+    lm = lm.double()
+    expected = scored(padded(lm), rows)
+    assert any("visual" in name for name in expected[1])
+    assert all("lora_" in name for name in expected[1])
+    assert_same(scored(grouped(lm), rows), expected, values=1e-12, gradients=1e-6)
+    assert (expected[0].logprobs - scored(padded(model_of("qwen3_vl")), rows)[0].logprobs).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_only_the_text_decoder_attends_as_a_tree(name: str) -> None:
+    vlm = model_of(name)
+    vision = vlm.config.vision_config
+    seen: list[tuple[str, str]] = []
+    handle = decoder_of(vlm).register_forward_pre_hook(
+        lambda *args: seen.append((decoder_of(vlm).config._attn_implementation, vision._attn_implementation))
+    )
+    scored(grouped(vlm, "tree_merge"), SHAPES["group"](name))
+    handle.remove()
+    assert seen == [("prefix_tree_merge", "sdpa")]
+    assert decoder_of(vlm).config._attn_implementation == vision._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_start_up_checks_pass(name: str) -> None:
+    model = grouped(model_of(name))
+    model.run_check()
+    assert model.refusal == ""
+    assert verify_prefix_sharing(model) < 1e-6
+
+
+def test_too_little_to_share_is_told_by_unique_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    """Two prompts that differ in the picture alone: told apart by token ids, half of them would be shared."""
+    vlm = model_of("qwen2_vl")
+    rows = rows_of("qwen2_vl", [[picture("qwen2_vl", k), text(1, 12), text(k, 2)] for k in range(2)], [2, 2])
+    model = grouped(vlm)
+    model.min_reuse = 1.2
+    with caplog.at_level(logging.INFO):
+        found = scored(model, rows)
+    assert "Too little to share for tree_merge: 1.03 row tokens per unique token" in caplog.text  # 40 of 39
+    assert_same(found, own_scores(vlm, rows), values=1e-12, gradients=1e-6)
+
+
+def test_packs_add_up_to_the_whole_batch() -> None:
+    vlm, rows = model_of("qwen2_5_vl"), SHAPES["multi_turn"]("qwen2_5_vl")
+    vision = rows.vision(vlm.config)
+    model = grouped(vlm)
+    whole = model(rows.token_ids, rows.lengths, targets=rows.targets, vision=vision).logprobs
+    weights = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0), dtype=whole.dtype) / 18  # targets
+    vlm.zero_grad()
+    (whole * weights).sum().backward()
+    expected = gradients_of(vlm)
+    vlm.zero_grad()
+    packs = plan_packs(rows.token_ids, rows.lengths, budget=45, keys=vision.keys(rows.token_ids, rows.lengths))
+    assert len(packs) > 1
+    for pack in packs:
+        part = vision.rows(pack)
+        logprobs = model(rows.token_ids[pack], rows.lengths[pack], targets=rows.targets[pack], vision=part).logprobs
+        torch.testing.assert_close(logprobs, whole[pack], rtol=0, atol=1e-12)
+        (logprobs * weights[pack]).sum().backward()
+    torch.testing.assert_close(gradients_of(vlm), expected, rtol=0, atol=1e-6)
+
+
+# --- models that are refused ----------------------------------------------------------------------------------------
+
+
+def test_images_that_attend_in_both_directions_take_the_padded_path(caplog: pytest.LogCaptureFixture) -> None:
+    """Gemma 3: the tokens of one image see one another. Its rows of text are shared."""
+    vlm, rows = model_of("gemma3"), SHAPES["several"]("gemma3")
+    model = grouped(vlm)
+    trees: list[PackedTree] = []
+    model.hidden_states, shared = lambda *args: trees.append(args[0]) or shared(*args), model.hidden_states
+    for _ in range(2):
+        assert_same(scored(model, rows), own_scores(vlm, rows), values=1e-12, gradients=1e-6)
+    assert not trees
+    assert caplog.text.count("off for Gemma3ForConditionalGeneration on rows with images") == 1
+    words = rows_of("gemma3", [[text(1, 6), text(k, 5)] for k in range(2, 5)], [1] * 3)
+    assert_same(scored(model, words), own_scores(vlm, words), values=1e-12, gradients=1e-6)
+    assert [len(tree) for tree in trees] == [6 + 3 * 5]
+
+
+def test_a_model_whose_text_attends_in_both_directions_is_refused() -> None:
+    """PaliGemma's prompts do; its log-probabilities would know the tokens they are of."""
+    vlm = model_of("paligemma")
+    for make in (padded, grouped):
+        with pytest.raises(UserError, match="attends in both directions"):
+            make(vlm)
+
+
+def test_unknown_families_are_refused() -> None:
+    rows = SHAPES["group"]("paligemma")
+    with pytest.raises(UserError, match=r"'paligemma': supported are qwen2_vl, .*llava"):
+        rows.vision(model_of("paligemma").config)
+    with pytest.raises(UserError, match="'llama'"):
+        rows.vision(tf.LlamaConfig())
+
+
+def test_a_transformers_that_takes_no_encoded_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm, rows = model_of("qwen2_vl"), SHAPES["group"]("qwen2_vl")
+    monkeypatch.setattr(type(vlm.model), "forward", lambda self, input_ids, pixel_values: None)
+    with pytest.raises(UserError, match="does not take encoded images"):
+        scored(grouped(vlm), rows)
+
+
+# --- the images of a batch ------------------------------------------------------------------------------------------
+
+
+def test_placeholders_are_told_apart_by_content_and_all_else_by_token_id() -> None:
+    """Two rows, two pictures: one placeholder keeps the key of its picture wherever it stands."""
+    config = CONFIGS["qwen2_vl"]()
+    token_ids = torch.tensor([[5, IMAGE, 7, IMAGE, IMAGE], [IMAGE, IMAGE, 9, IMAGE, 5]])
+    small = {"pixel_values": torch.ones(4, 96), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    large = {"pixel_values": torch.ones(8, 96), "image_grid_thw": torch.tensor([[1, 2, 4]])}
+    lengths = torch.tensor([5, 3])
+    vision = VisionInputs.from_rows(config, [[small, large], [large]], token_ids, lengths, [[11, 22], [22]])
+    assert vision.shown == [[0, 1], [1]]
+    assert vision.num_tokens == [1, 2]
+    assert vision.feature_index(token_ids, lengths).tolist() == [[-1, 0, -1, 1, 2], [1, 2, -1, -1, -1]]
+    assert vision.keys(token_ids, lengths).tolist() == [[5, -12, 7, -23, -23], [-23, -23, 9, IMAGE, 5]]
+    part = vision.rows([1])
+    assert (part.content_ids, part.num_tokens, part.shown) == ([22], [2], [[0]])
+    assert part.keys(token_ids[1:], lengths[1:]).tolist() == [[-23, -23, 9, IMAGE, 5]]
+    assert part.pixels["pixel_values"][0] is vision.pixels["pixel_values"][1]
+
+
+def test_prompts_with_different_pictures_share_what_stands_before_them() -> None:
+    rows = SHAPES["two_pictures"]("qwen2_vl")
+    vision = rows.vision(CONFIGS["qwen2_vl"]())
+    tree = PackedTree.build(rows.token_ids, rows.lengths, vision.keys(rows.token_ids, rows.lengths))
+    before, group = 4 + 1, 4 + 1 + 3 + 2 * 4  # text and its start token; picture, its end token, text, completions
+    assert len(tree) == before + 2 * group
+    assert (tree.tokens == IMAGE).sum() == 2 * 4
+
+
+def test_equal_pictures_are_found_by_their_content() -> None:
+    rows = SHAPES["two_questions"]("smolvlm")
+    assert len({id(image) for row in rows.images for image in row}) == 2  # made twice
+    vision = rows.vision(CONFIGS["smolvlm"]())
+    assert vision.content_ids == [content_id(vision_pixels(vision, 0))]
+    assert 0 <= vision.content_ids[0] < 2**63
+
+
+def vision_pixels(vision: VisionInputs, image: int) -> dict[str, Tensor]:
+    return {name: values[image] for name, values in vision.pixels.items()}
+
+
+def test_content_ids_see_values_shapes_and_types() -> None:
+    values = torch.arange(8.0)
+    images = [values, values + 1, values.view(2, 4), values.double(), values.bfloat16()]
+    assert len({content_id({"pixel_values": image}) for image in images}) == len(images)
+    assert content_id({"pixel_values": values}) == content_id({"pixel_values": values.clone()})
+
+
+def test_lightning_moves_the_pixels_and_nothing_else() -> None:
+    vision = SHAPES["several"]("idefics3").vision(CONFIGS["idefics3"]())
+    for moved in (move_data_to_device(vision, torch.device("meta")), vision.to("meta")):
+        assert all(value.device.type == "meta" for values in moved.pixels.values() for value in values)
+        assert (moved.shown, moved.content_ids) == (vision.shown, vision.content_ids)
+        assert (moved.num_tokens, moved.image_token_id) == (vision.num_tokens, IMAGE)
+    assert vision.pixels["pixel_values"][0].device.type == "cpu"
+
+
+# --- rows and images that do not fit --------------------------------------------------------------------------------
+
+
+def built(name: str, images: list[list[dict[str, Tensor]]], **options: Any) -> VisionInputs:
+    rows = SHAPES["two_pictures"](name)
+    return VisionInputs.from_rows(CONFIGS[name](), images, rows.token_ids, rows.lengths, **options)
+
+
+def test_images_must_fill_their_placeholders() -> None:
+    one, large = picture("qwen2_vl", 0), picture("qwen2_vl", 1, size=(6, 4))
+    for images, message in (
+        ([[one], [one], [], [one]], "Row 2 shows 0 images, which fill 0 = 0 placeholders, but holds 4"),
+        (
+            [[one], [one, large], [one], [one]],
+            r"Row 1 shows 2 images, which fill 4 \+ 6 = 10 placeholders, but holds 4",
+        ),
+        ([[one], [one], [one]], "Images for 3 rows, but token_ids has 4 rows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            built("qwen2_vl", images)
+    rows = SHAPES["two_pictures"]("qwen2_vl")
+    vision = rows.vision(CONFIGS["qwen2_vl"]())
+    with pytest.raises(UserError, match="Images of 4 rows with token_ids of 2"):
+        padded(model_of("qwen2_vl"))(rows.token_ids[:2], rows.lengths[:2], vision=vision)
+    with pytest.raises(UserError, match=r"Row 0 shows 1 images.* holds 2"):
+        padded(model_of("qwen2_vl"))(rows.token_ids, torch.tensor([7, 16, 16, 16]), vision=vision)  # inside the image
+
+
+def test_content_ids_must_tell_images_apart() -> None:
+    images = [[picture("qwen2_vl", k)] for k in (0, 0, 2, 2)]
+    assert built("qwen2_vl", images, content_ids=[[7], [7], [8], [8]]).content_ids == [7, 8]
+    for ids, message in (
+        ([[7], [7], [7], [7]], "Row 2: the content id 7 was given to a different image"),
+        ([[7], [7], [8], [-1]], r"Row 3: content ids \[-1\] must lie in"),
+        ([[7], [7, 7], [8], [8]], "Row 1 shows 1 images, but has 2 content ids"),
+        ([[7]], "and content ids for 1, but token_ids has 4 rows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            built("qwen2_vl", images, content_ids=ids)
+
+
+def test_images_must_be_what_the_family_takes() -> None:
+    values, grid = picture("qwen2_vl", 0).values()
+    for image, message in (
+        ({"pixel_values": values}, r"without \['image_grid_thw'\]"),
+        ({"pixel_values": values, "image_grid_thw": grid, "rows": grid}, r"with \['rows'\]"),
+        ({"pixel_values": values[1:], "image_grid_thw": grid}, r"15 patches and the grids \[\[1, 4, 4\]\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            built("qwen2_vl", [[image]] * 4)
+    masked = picture("smolvlm", 0)
+    plain = {"pixel_values": masked["pixel_values"]}
+    with pytest.raises(UserError, match="different processor outputs"):
+        built("smolvlm", [[masked], [masked], [plain], [plain]])
+
+
+def test_images_of_different_sizes_are_refused_where_the_model_takes_one() -> None:
+    wide = {"pixel_values": torch.ones(1, 1, 3, 16, 32)}
+    narrow = {"pixel_values": torch.ones(1, 1, 3, 16, 16)}
+    rows = rows_of("idefics3", [[narrow, text(1, 3)], [narrow, text(1, 3)]], [1, 1])
+    rows.images[1] = [wide]
+    rows.token_ids = torch.cat([rows.token_ids, torch.full((2, 4), IMAGE)], 1)
+    rows.lengths[1] += 4  # twice the patches
+    vision = rows.vision(CONFIGS["idefics3"]())
+    with pytest.raises(UserError, match="Images of 2 sizes"):
+        padded(model_of("idefics3"))(rows.token_ids, rows.lengths, vision=vision)
+
+
+def test_images_that_touch_are_refused_where_positions_would_be_wrong() -> None:
+    """The models' own rule takes a run of placeholders for one image."""
+    one = picture("qwen2_vl", 0)
+    for row, message in (
+        ([5, *[IMAGE] * 8, 6], r"Row 0 shows images of \[4, 4\] tokens, but its runs of placeholders are \[8\] long"),
+        ([5, IMAGE, 6, *[IMAGE] * 7], r"are \[1, 7\] long"),
+    ):
+        token_ids, lengths = torch.tensor([row]), torch.tensor([len(row)])
+        vision = VisionInputs.from_rows(CONFIGS["qwen2_vl"](), [[one, one]], token_ids, lengths)
+        with pytest.raises(UserError, match=message):
+            padded(model_of("qwen2_vl"))(token_ids, lengths, vision=vision)
