@@ -7,12 +7,45 @@ from pathlib import Path
 import pytest
 
 from lit_agentrl.cli import main
-from runs import ECHO, ROOT, checkpoint
+from lit_agentrl.envs.webshop.demo import write_demo
+from runs import ECHO, ROOT, checkpoint, metrics
 from tiny import build_tiny_lm
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROOM = {"data.max_length": 1500, "data.max_tokens": 6000}  # the tiny model's tokens are bytes
+# Recipes of whole machines: one process on the CPU, two short episodes of two prompts each.
+LARGE = {
+    "trainer.devices": 1,
+    "trainer.strategy": "auto",
+    "trainer.precision": "32-true",
+    "model.dtype": "float32",
+    "data.num_prompts": 2,
+    "data.group_size": 2,
+    "data.num_updates": 1,
+    "data.rollout.max_steps": 2,
+    "data.sampling.max_new_tokens": 8,
+    "data.max_length": 2040,
+    "data.max_tokens": 8160,
+    "evaluation.num_tasks": 2,
+    "evaluation.sampling.max_new_tokens": 8,
+}
+SHOP = {
+    "data.environment.folder": "made-up shop",
+    "data.environment.size": "small",
+    "data.environment.goals": "synthetic",
+    "data.environment.max_page_chars": 600,
+}
 SMALL: dict[str, dict[str, object]] = {
+    "gigpo_blackjack_qwen2.5_3b": LARGE,
+    "gigpo_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
+    "gigpo_ezpoints_qwen2.5_3b": LARGE,
+    "gigpo_number_line_qwen2.5_1.5b": LARGE,
+    "gigpo_sokoban": {"data.group_size": 4, "evaluation.num_tasks": 2, **ROOM},
+    "gigpo_sokoban_qwen2.5_3b": LARGE,
+    "gigpo_textworld": {"data.num_prompts": 2, "data.group_size": 4, "evaluation.num_tasks": 2, **ROOM},
+    "gigpo_textworld_warmup": {"data.source.num_tasks": 3, "data.max_length": 2040, "data.max_tokens": 6000},
+    "gigpo_webshop_qwen2.5_1.5b": LARGE | SHOP,
+    "gigpo_webshop_qwen2.5_7b": LARGE | SHOP,
     "grpopp_textworld": {"data.num_prompts": 2, "data.group_size": 4, "evaluation.num_tasks": 2, **ROOM},
     "grpopp_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
     "textworld_warmup": {"data.source.num_tasks": 3, **ROOM},
@@ -34,8 +67,14 @@ def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[st
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
 def test_experiments_run(path, long_lm, tmp_path):
     """As shipped, but for the model and the size: one iteration leaves a checkpoint and an export."""
-    main(arguments(path, long_lm, tmp_path, **SMALL[path.stem]))
+    more = dict(SMALL[path.stem])
+    if "webshop" in path.stem:
+        write_demo(tmp_path / "shop", num_products=40)
+        more["data.environment.folder"] = tmp_path / "shop"
+    main(arguments(path, long_lm, tmp_path, **more))
     assert checkpoint(tmp_path)["global_step"] >= 1
+    played = [float(row["length/steps"]) for row in metrics(tmp_path) if row.get("length/steps")]
+    assert all(played), "an episode without a step: the shrunken context does not hold the first prompt"
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
