@@ -151,6 +151,26 @@ def test_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(scored(grouped(vlm, "flex"), rows), scored(padded(vlm), rows), values=1e-12, gradients=1e-6)
 
 
+PROCESSORS = {
+    "qwen2_vl": (tf.Qwen2VLImageProcessorPil, {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 2048}}),
+    "smolvlm": (tf.SmolVLMImageProcessorPil, {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}),
+    "llava": (tf.CLIPImageProcessorPil, {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_images_come_as_image_processors_return_them(name: str) -> None:
+    """A real picture through a real processor, handed over as it is."""
+    pil = pytest.importorskip("PIL.Image")
+    process, options = PROCESSORS[name]
+    noise = torch.randint(256, (40, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = process(**options)(pil.fromarray(noise.numpy()), return_tensors="pt")
+    rows = rows_of(name, [[text(1, 3), dict(image), text(2 + k, 5)] for k in range(3)], [2] * 3)
+    rows.images = [[image]] * 3
+    vlm = model_of(name)
+    assert_same(scored(grouped(vlm), rows), own_scores(vlm, rows), values=1e-12, gradients=1e-6)
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_positions_of_the_pack_would_be_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison has teeth: with the place in the row as position, as for text, the numbers move."""

@@ -150,8 +150,8 @@ class PrefixGroupedModel(PaddedModel):
 
     Exact, up to rounding: log-probabilities, entropies and gradients are those of the padded forward. Dropout is the
     one difference, as shared tokens get one draw. Batches that share too little, and models where sharing would be
-    wrong (recurrent or convolutional layers, ALiBi, bidirectional attention), take the padded path, and the log says
-    why.
+    wrong (recurrent or convolutional layers, ALiBi, images whose tokens see one another), take the padded path, and the
+    log says why.
 
     Args:
         lm: a transformers causal language model, or a PEFT model around one.
