@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Protocol, cast, runtime_checkable
 
@@ -15,11 +16,12 @@ from lit_agentrl.doctor.findings import Findings
 from lit_agentrl.doctor.memory import available_bytes
 from lit_agentrl.doctor.noise import measure_noise, precision_name
 from lit_agentrl.doctor.passes import Passes
-from lit_agentrl.doctor.recommendation import Sharing, advise
+from lit_agentrl.doctor.recommendation import Budget, Sharing, advise
 from lit_agentrl.errors import UserError
 from lit_agentrl.methods.language import LanguageModule
-from lit_agentrl.models.lm_parts import base_lm
+from lit_agentrl.models.lm_parts import attention_traits, base_lm, decoder_of
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel
+from lit_agentrl.models.self_check import verify_prefix_sharing
 from lit_agentrl.types import TrainBatch
 
 ROUNDS = 11
@@ -31,6 +33,8 @@ class Budgeted(Protocol):
     """A datamodule whose micro-batches have a token budget."""
 
     max_tokens: int
+    max_length: int
+    """Tokens of the longest row that may come."""
 
 
 class Checkup(L.Callback):
@@ -83,7 +87,10 @@ class Checkup(L.Callback):
 
     def _examine(self, trainer: L.Trainer, module: LanguageModule, batches: list[TrainBatch]) -> Findings:
         datamodule: L.LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        max_tokens = datamodule.max_tokens if isinstance(datamodule, Budgeted) else batches[0].token_ids.numel()
+        longest = max(int(batch.lengths.max()) for batch in batches)
+        max_tokens, least = batches[0].token_ids.numel(), longest
+        if isinstance(datamodule, Budgeted):
+            max_tokens, least = datamodule.max_tokens, datamodule.max_length
         policy = cast(PaddedModel, module.policy)
         padded = PaddedModel(policy.lm, check=False)
         grouped, refusal = shared_forward(policy)
@@ -107,12 +114,13 @@ class Checkup(L.Callback):
             data=_origin(datamodule),
             collected=collected,
             measured=rows.reuse_of([passes.rows]),
+            repeats=self.repeats,
             is_configured_to_share=module.shares_prefixes,
             sharing=sharing,
             equality=equality,
             cost=cost,
             noise=noise,
-            advice=advise(sharing, equality, cost, noise, max_tokens, available_bytes(passes.device)),
+            advice=advise(sharing, equality, cost, noise, Budget(max_tokens, least, available_bytes(passes.device))),
         )
 
     def _chosen(
@@ -122,7 +130,7 @@ class Checkup(L.Callback):
         everything = rows.weighted(rows.in_tree_order(rows.joined(batches)))
         everything = module.transfer_batch_to_device(everything, module.device, 0)
         passes = Passes(module, trainer.precision_plugin.forward_context, everything)
-        lengths = everything.lengths.tolist()
+        began, lengths = time.perf_counter(), everything.lengths.tolist()
         per_token = [passes.seconds(padded, [[0]]) for _ in range(2)][1] / lengths[0]
         allowed = self.max_seconds / (ROUNDS + self.repeats) / per_token
         used, count = 0, 0
@@ -130,23 +138,29 @@ class Checkup(L.Callback):
             used += lengths[count]
             count += 1
         chosen = rows.select(everything, range(count))
-        return replace(passes, rows=replace(chosen, num_action_tokens=int(chosen.action_mask.sum())))
+        chosen = replace(chosen, num_action_tokens=int(chosen.action_mask.sum()))
+        return replace(passes, rows=chosen, deadline=began + self.max_seconds)
 
 
 def shared_forward(policy: PaddedModel) -> tuple[PrefixGroupedModel | None, str]:
-    """The shared-prefix forward of the policy's model without its gate, or None and why the model refuses it."""
-    if isinstance(policy, PrefixGroupedModel):
-        if not policy.is_checked:
-            policy.is_checked = True
-            policy.run_check()
-        if policy.refusal:
-            return None, policy.refusal
-        return PrefixGroupedModel(policy.lm, policy.backend, min_reuse=1.0, check=False), ""  # type: ignore[arg-type]
-    grouped = PrefixGroupedModel(policy.lm, min_reuse=1.0)
-    grouped.is_checked = True
-    if not grouped.refusal:
-        grouped.run_check()
-    return (None, grouped.refusal) if grouped.refusal else (grouped, "")
+    """The shared-prefix forward of the policy's model, without its gate, and why training would not use it, if so.
+
+    None where it cannot run at all, or is known to be wrong. What the start-up check alone refuses is measured too: in
+    16 bits the check may take rounding for a mistake.
+    """
+    own = policy if isinstance(policy, PrefixGroupedModel) else PrefixGroupedModel(policy.lm)
+    if not own.is_checked:
+        own.is_checked = True
+        own.run_check()
+    if attention_traits(decoder_of(policy.lm)).unshareable:
+        return None, own.refusal
+    grouped = PrefixGroupedModel(policy.lm, own.backend, min_reuse=1.0, check=False)  # type: ignore[arg-type]
+    if own.refusal:
+        try:
+            verify_prefix_sharing(grouped)
+        except Exception:  # whatever a model raises at a tree: the check has said so already
+            return None, own.refusal
+    return grouped, own.refusal
 
 
 def _origin(datamodule: L.LightningDataModule) -> str:

@@ -28,6 +28,8 @@ class Findings:
     """Of the micro-batches that training would have got."""
     measured: Reuse
     """Of the rows that were looked at."""
+    repeats: int
+    """Timings of each side that were asked for."""
     is_configured_to_share: bool
     sharing: Sharing
     equality: Equality | None

@@ -61,12 +61,14 @@ class Noise:
     sampler: dict[str, list[Ratios]]
     """The trainer in each precision against the sampler's log-probabilities: micro-batches of `max_tokens`, one row."""
     itself: Ratios
-    """The trainer as configured against itself, rows together and alone: what is left with `recompute`."""
+    """The trainer as configured against itself, rows together and alone: what micro-batches change."""
+    again: Ratios
+    """The trainer's training forward against its own forward before the update: what is left with `recompute`."""
 
     @property
     def trained(self) -> Ratios:
         """What this configuration trains with."""
-        return self.itself if self.old_logprobs == "recompute" else self.sampler[self.configured][0]
+        return self.again if self.old_logprobs == "recompute" else self.sampler[self.configured][0]
 
     @property
     def is_healthy(self) -> bool:
@@ -120,6 +122,7 @@ def measure_noise(passes: Passes, policy: PaddedModel, together: Plan, max_token
     alone = [[index] for index in range(len(rows.lengths))]
     single = PaddedModel(policy.lm, check=False)  # one row has nothing to share
     both = passes.logprobs(policy, together), passes.logprobs(single, alone)
+    training = passes.logprobs(policy, together, grad=True)
     found = {precision: _against(sampler, *both, precision, band, rows.action_mask)}
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
@@ -134,7 +137,8 @@ def measure_noise(passes: Passes, policy: PaddedModel, together: Plan, max_token
         clip=(band.low, band.high),
         is_per_row=band.is_per_row,
         sampler=found,
-        itself=band.ratios(f"{precision} with itself", "together : alone", both[1], both[0], rows.action_mask),
+        itself=band.ratios(f"{precision} with itself", "one row : all", both[1], both[0], rows.action_mask),
+        again=band.ratios(f"{precision} recomputed", "together", training, both[0], rows.action_mask),
     )
 
 

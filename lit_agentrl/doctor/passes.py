@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,20 +28,23 @@ class Passes:
     """The trainer's: what training enters around every forward."""
     rows: TrainBatch
     """On the module's device, `advantages` as the loss weighs them."""
+    deadline: float = math.inf
+    """`time.perf_counter()` from which on nothing is repeated that can be done without."""
 
-    def logprobs(self, policy: nn.Module, plan: Plan, *, autocast: bool = True) -> Tensor:
-        """[B, L] of all rows, without gradients, at least float32.
+    def logprobs(self, policy: nn.Module, plan: Plan, *, autocast: bool = True, grad: bool = False) -> Tensor:
+        """[B, L] of all rows, at least float32, detached.
 
         Args:
             policy: Scores the rows.
             plan: Micro-batches.
             autocast: Whether to compute in the trainer's precision; False: in that of the policy's weights.
+            grad: Whether to record what a backward pass needs, as training does.
         """
         found: Tensor | None = None
-        with torch.no_grad(), self._using(policy):
+        with torch.set_grad_enabled(grad), self._using(policy):
             for indices in plan:
                 with self.precision() if autocast else torch.autocast(self.device.type, enabled=False):
-                    logp = self.module.score(select(self.rows, indices)).logprobs
+                    logp = self.module.score(select(self.rows, indices)).logprobs.detach()
                 if found is None:
                     found = logp.new_zeros(self.rows.token_ids.shape)
                 found[list(indices)] = logp
@@ -74,6 +78,11 @@ class Passes:
         took = time.perf_counter() - began
         self._clear()
         return took
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline is over: another process may take the cores that one row was timed on."""
+        return time.perf_counter() > self.deadline
 
     @property
     def device(self) -> torch.device:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_agentrl.doctor.cost import Cost, SideCost
+from lit_agentrl.doctor.cost import Cost
 from lit_agentrl.doctor.equality import Equality
 from lit_agentrl.doctor.memory import GIB
 from lit_agentrl.doctor.noise import Noise, Ratios
 from lit_agentrl.models.scoring import MIN_REUSE, MIN_REUSE_DENSE
 
 FASTER, SLOWER = 1.05, 0.95  # between them, repeats on one machine differ by as much
+CLEARLY_FASTER = 1.2  # of single timings
 SHARE_OF_MEMORY = 0.8  # the optimiser and fragmentation need some too
 
 
@@ -21,6 +22,18 @@ class Advice:
     option: str
     value: str
     because: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a micro-batch may hold."""
+
+    max_tokens: int
+    """As configured."""
+    least: int
+    """The longest row that may come."""
+    available: int | None
+    """Free bytes; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,7 @@ def advise(
     equality: Equality | None,
     cost: Cost,
     noise: Noise | None,
-    max_tokens: int,
-    available: int | None,
+    budget: Budget,
 ) -> list[Advice]:
     """All options; those about sampling only where something was sampled.
 
@@ -55,19 +67,24 @@ def advise(
         equality: None where the model refuses sharing.
         cost: Of the two forwards.
         noise: None where nothing was sampled.
-        max_tokens: The budget that is configured.
-        available: Free bytes; None where they are not known.
+        budget: Of a micro-batch.
     """
     first = advise_sharing(sharing, equality, cost)
-    budget = advise_max_tokens(first, cost, max_tokens, available)
+    shares = not sharing.refusal and (
+        first.value == "true" or (first.value == "auto" and sharing.reuse >= sharing.gate)
+    )
+    tokens = advise_max_tokens(shares, cost, budget)
     if noise is None:
-        return [first, budget]
-    return [first, advise_precision(noise), budget, advise_old_logprobs(noise)]
+        return [first, tokens]
+    return [first, advise_precision(noise), tokens, advise_old_logprobs(noise)]
 
 
 def advise_sharing(sharing: Sharing, equality: Equality | None, cost: Cost) -> Advice:
     """`model.share_prefix`."""
     option = "model.share_prefix"
+    if sharing.refusal and equality is not None and equality.is_healthy:
+        fact = f"refused at start-up ({sharing.refusal}), yet on these rows the two forwards differ by rounding only"
+        return Advice(option, "auto", fact)
     if sharing.refusal or equality is None or cost.speedup is None or cost.memory_ratio is None:
         return Advice(option, "auto", "the model takes the padded path by itself")
     if not equality.is_healthy:
@@ -93,10 +110,13 @@ def advise_precision(noise: Noise) -> Advice:
     option = "precision"
     configured = noise.sampler[noise.configured][0]
     others = {name: found[0] for name, found in noise.sampler.items() if name != noise.configured}
-    fact = "; ".join(f"{name}: {_outside(found)}" for name, found in {noise.configured: configured, **others}.items())
+    fact = "; ".join(
+        f"trainer in {name}: {_outside(found)}" for name, found in {noise.configured: configured, **others}.items()
+    )
     better = others.get("float32")
     if not configured.is_healthy and better is not None and better.outside < configured.outside:
-        return Advice(option, "--model.dtype float32 --trainer.precision 32-true", fact)
+        wanted = "--model.dtype float32 --trainer.precision 32-true"
+        return Advice(option, wanted, f"{fact}, with a sampler still in {noise.configured}")
     return Advice(option, f"{noise.configured}, as it is", fact)
 
 
@@ -106,30 +126,32 @@ def advise_old_logprobs(noise: Noise) -> Advice:
     fact = f"sampler against trainer: {_outside(sampler)}, KL {sampler.approx_kl:.1e}"
     if sampler.is_healthy:
         return Advice("model.old_logprobs", "sampler", f"{fact}; no second forward needed")
-    return Advice("model.old_logprobs", "recompute", f"{fact}; trainer against itself: {_outside(noise.itself)}")
+    return Advice("model.old_logprobs", "recompute", f"{fact}; recomputed: {_outside(noise.again)}")
 
 
-def advise_max_tokens(sharing: Advice, cost: Cost, max_tokens: int, available: int | None) -> Advice:
-    """`data.max_tokens`: what memory allows, and for padded rows what was fastest.
+def advise_max_tokens(shares: bool, cost: Cost, budget: Budget) -> Advice:
+    """`data.max_tokens`, of unique tokens where the rows are shared: what memory allows, for padded rows the fastest.
 
     The estimate takes the peak of the measured rows per token of their largest micro-batch, which also holds what does
     not grow with tokens (gradients), so it errs towards too much.
     """
-    shares = sharing.value != "false" and cost.grouped is not None
-    side: SideCost = cost.grouped if shares and cost.grouped is not None else cost.padded
-    unit = "unique" if shares else "padded"
-    estimate = side.bytes_per_token * max_tokens
+    option, available = "data.max_tokens", budget.available
+    side, unit = cost.padded, "padded"
+    if shares and cost.grouped is not None:
+        side, unit = cost.grouped, "unique"
+    estimate = side.bytes_per_token * budget.max_tokens
     fact = f"{side.peak_bytes / GIB:.3f} GiB for {side.largest} {unit} tokens, "
-    fact += f"so about {estimate / GIB:.2f} for {max_tokens}"
-    if available is None:
-        return Advice("data.max_tokens", str(max_tokens), fact)
-    fact += f" of {available / GIB:.1f} free"
-    if estimate > SHARE_OF_MEMORY * available:
-        return Advice("data.max_tokens", str(int(SHARE_OF_MEMORY * available / side.bytes_per_token)), fact)
-    if not shares and side.budget < max(cost.tried) and max(cost.tried.values()) > FASTER * cost.tried[side.budget]:
-        seconds = ", ".join(f"{took:.2f} s at {budget}" for budget, took in cost.tried.items())
-        return Advice("data.max_tokens", f"{side.budget} (at least data.max_length)", f"padded rows took {seconds}")
-    return Advice("data.max_tokens", str(max_tokens), fact)
+    fact += f"so about {estimate / GIB:.2f} for {budget.max_tokens}"
+    if available is not None:
+        fact += f" of {available / GIB:.1f} free"
+        if estimate > SHARE_OF_MEMORY * available:
+            fits = int(SHARE_OF_MEMORY * available / side.bytes_per_token)
+            return Advice(option, str(max(fits, budget.least)), fact)
+    is_faster = cost.tried[max(cost.tried)] > CLEARLY_FASTER * cost.tried[cost.padded.budget]
+    if unit == "padded" and is_faster and max(side.budget, budget.least) < budget.max_tokens:
+        seconds = ", ".join(f"{took:.2f} s at {tokens}" for tokens, took in cost.tried.items())
+        return Advice(option, str(max(side.budget, budget.least)), f"padded rows took {seconds}")
+    return Advice(option, str(budget.max_tokens), fact)
 
 
 def _outside(ratios: Ratios) -> str:

@@ -47,7 +47,8 @@ def _equality(findings: Findings) -> list[str]:
     stated += f", {FURTHER:g} x the padded rounding" if found.exact else ""
     if found.is_healthy:
         return [*lines, f"  passed ({stated})"]
-    ignored = "" if findings.is_configured_to_share else "; model.share_prefix is false, so training is not touched"
+    off = "the start-up check refuses sharing" if findings.sharing.refusal else "model.share_prefix is false"
+    ignored = "" if findings.is_configured_to_share else f"; {off}, so training is not touched"
     return [*lines, f"  look here: beyond the {stated}{ignored}"]
 
 
@@ -76,6 +77,10 @@ def _cost(findings: Findings) -> list[str]:
     if cost.grouped is None or cost.speedup is None or cost.memory_ratio is None:
         return [*lines, "  passed: the padded forward is the only one for this model"]
     lines.insert(3, _side("shared", cost.grouped))
+    if len(cost.padded.seconds) < findings.repeats:
+        lines.append(
+            f"  {len(cost.padded.seconds)} instead of {findings.repeats} repeats: the time (--seconds) was over"
+        )
     fact = f"shared is {in_words(cost.speedup, cost.memory_ratio)}"
     pays = cost.speedup >= 1.0 or cost.memory_ratio >= 1.0
     return [*lines, f"  {'passed' if pays else 'look here'}: {fact}"]
@@ -93,6 +98,7 @@ def _noise(findings: Findings) -> list[str]:
         "  trainer computes in, against the sampler         rows       max |r-1|    outside       KL",
         *(_ratios(ratios) for found in noise.sampler.values() for ratios in found),
         _ratios(noise.itself),
+        _ratios(noise.again),
     ]
     stated = f"limits: {MAX_OUTSIDE:.1%} outside, KL {MAX_KL:g}"
     trained = f"old_logprobs: {noise.old_logprobs}"
