@@ -1,8 +1,8 @@
 """How often does GiGPO's text anchor take different states for one? Random play, some of it with impossible actions.
 
-Run (seconds for TextWorld): `python benchmarks/gigpo_aliasing.py [--suite TextWorldSuite] [--options '{"level":"medium"}']`.
-Every task is played 8 times, as a group is. An offered action is drawn at random, in 15 % of the steps a sentence that is
-none. States are told apart by the environment's own key.
+Run (seconds for TextWorld): `python benchmarks/gigpo_aliasing.py [--suite SokobanSuite] [--options '{"size": 6}']`.
+Every task is played 8 times, as a group is. An offered action is drawn at random, in 15 % of the steps a sentence that
+is none. States are told apart by the environment's own key.
 """
 
 from __future__ import annotations
@@ -41,12 +41,11 @@ def main() -> None:
     ]
     num_steps = sum(len(trajectory.steps) for group in groups for trajectory in group)
     print(
-        f"{parsed.suite} {parsed.options}: {len(groups)} tasks x {parsed.episodes} random episodes, {num_steps} steps, "
+        f"{parsed.suite} {parsed.options}: {len(groups)} tasks x {parsed.episodes} random episodes, {num_steps} steps,",
+        f"{parsed.bad:.0%} of the actions impossible\n",
     )
-    print(f"{parsed.bad:.0%} of the actions impossible\n")
-    print(
-        "| anchor | groups | alone | largest | in a group of several states | text of the largest |\n|---|---|---|---|---|---|"
-    )
+    print("| anchor | groups | alone | largest | in a group of several states | text of the largest |")
+    print("|---|---|---|---|---|---|")
     for kind in KINDS:
         print(row(kind, groups, num_steps))
 

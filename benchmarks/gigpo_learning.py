@@ -3,9 +3,11 @@
 Run (under 50 minutes on 2 idle cores): `python benchmarks/gigpo_learning.py [--seeds 0 1 2] [--root FOLDER]`.
 Both start from the same warmed-up policy and share every setting of `configs/experiment/gigpo_textworld.yaml`: games,
 rollouts, learning rate, clips, and per seed the prompts and the sampling noise. The games pay 1 when they are won and
-nothing on the way. The held-out games are the same for all; decoding is greedy. Two runs go side by side, with a thread
-each. What is finished is not run again, and what was interrupted is resumed. Results are appended to
-`<root>/results.jsonl`; `--report` reads it and writes the table and the curves beside this file.
+nothing on the way. GiGPO compares steps by the environment's state, since most texts of these games stand for several
+states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. The held-out games are the
+same for all; decoding is greedy. Two runs go side by side, with a thread each. What is finished is not
+run again, and what was interrupted is resumed. Results are appended to `<root>/results.jsonl`; `--report` reads it and
+writes the table and the curves beside this file.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ SHARED = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"class_path": "GRPOPlusPlusModule", "init_args": SHARED | {"advantage": "grpo"}},
-    "gigpo": {"class_path": "GiGPOModule", "init_args": SHARED},
-    "gigpo_state": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "state"}},
+    "gigpo": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "state"}},
+    "gigpo_text": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "text"}},
 }
 PHASES = ("collect", "advantages", "prepare", "update", "evaluate")
 WRITING = Lock()

@@ -14,8 +14,8 @@ import numpy as np
 
 from lit_agentrl.callbacks.metrics import wilson_interval
 
-COLOURS = {"grpo": "#777777", "gigpo": "#c0392b", "gigpo_state": "#2166ac"}
-TITLES = {"grpo": "GRPO", "gigpo": "GiGPO, text anchors", "gigpo_state": "GiGPO, state anchors"}
+COLOURS = {"grpo": "#777777", "gigpo": "#c0392b", "gigpo_text": "#2166ac"}
+TITLES = {"grpo": "GRPO", "gigpo": "GiGPO", "gigpo_text": "GiGPO, text anchors"}
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 320, 50, 280
 
 
