@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,13 @@ from lit_agentrl.cli import main
 from lit_agentrl.envs import WebShopSuite
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.envs.webshop import demo
+from lit_agentrl.envs.webshop import suite as suite_module
 from lit_agentrl.envs.webshop.catalogue import open_catalogue
 from lit_agentrl.envs.webshop.environment import PageLimit, WebShopEnvironment
 from lit_agentrl.envs.webshop.sources import find_sources
 from lit_agentrl.errors import UserError
 from lit_agentrl.types import RestorableEnvironment
+from tiny import build_tiny_lm
 from webshop_parts import HUMAN, RECORDS, SHIRT, record, write_shop
 
 pytest.importorskip("bm25s", reason="needs the webshop extra: pip install 'lit-agentrl[webshop]'")
@@ -319,6 +323,19 @@ def test_wrong_options_are_refused_at_once(folder, options, message):
         WebShopSuite(folder, "synthetic").tasks("dev")
 
 
+@pytest.mark.parametrize("package", ["bm25s", "rapidfuzz"])
+def test_a_missing_package_names_the_extra(folder, package, monkeypatch):
+    monkeypatch.setattr(suite_module, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(UserError, match=rf"`{package}`.*pip install 'lit-agentrl\[webshop\]'"):
+        WebShopSuite(folder, "synthetic")
+
+
+def test_the_packages_are_not_imported_before_a_shop_is_opened():
+    """Every suite is imported with `lit_agentrl.envs`, with or without its extra."""
+    code = "import sys, lit_agentrl.envs.webshop as w; print({'bm25s', 'rapidfuzz'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_a_catalogue_without_goals_is_refused(tmp_path):
     lines = tmp_path / "lines"
     write_shop(lines, human=None)
@@ -461,3 +478,25 @@ def test_demo_mistakes(tmp_path, capsys):
 
 def test_the_small_shop_has_what_these_tests_count_on():
     assert len(RECORDS) == 29
+
+
+def test_the_documented_run_trains(tmp_path):
+    """The YAML of docs/webshop.md, with the tiny model on the demo catalogue."""
+    document = (Path(__file__).parent.parent / "docs" / "webshop.md").read_text()
+    demo.write_demo(tmp_path / "demo", 40)
+    config = tmp_path / "config.yaml"
+    config.write_text(re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)[0])
+    given = {
+        "model.pretrained": build_tiny_lm(tmp_path / "lm", max_position_embeddings=2048),
+        "data.environment.init_args.folder": tmp_path / "demo",
+        "data.rollout.init_args.max_steps": 2,
+        "data.sampling.max_new_tokens": 8,
+        "data.max_length": 2048,
+        "evaluation.num_tasks": 2,
+        "trainer.max_epochs": 1,
+        "trainer.default_root_dir": tmp_path / "run",
+    }
+    main(["fit", "--config", str(config), *(word for k, v in given.items() for word in (f"--{k}", str(v)))])
+    (transcripts,) = (tmp_path / "run" / "transcripts").glob("iteration_*.jsonl")
+    assert transcripts.read_text().count("WebShop [SEP] Instruction: [SEP] Find me") >= 8
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
