@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, load_policy
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.types import TrainBatch
@@ -27,6 +28,8 @@ class LanguageModule(L.LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         share_prefix: Encode the tokens that rows share once: where it is right and pays (`auto`), wherever it is right
             (`true`), never (`false`).
+        compile: Compile the decoder's layers with torch.compile, one graph for rows and trees of any size. The first
+            steps take longer, later ones less; generation runs uncompiled.
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimiser; stepped once per optimiser step.
     """
@@ -39,6 +42,7 @@ class LanguageModule(L.LightningModule):
         lora: Lora | None = None,
         gradient_checkpointing: bool = False,
         share_prefix: Literal["auto"] | bool = "auto",
+        compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -46,6 +50,7 @@ class LanguageModule(L.LightningModule):
         self.pretrained = pretrained
         self.dtype_name, self.attention, self.lora = dtype, attention, lora
         self.gradient_checkpointing, self.share_prefix = gradient_checkpointing, share_prefix
+        self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
         self.strict_loading = False  # checkpoints hold the trainable weights only
@@ -63,6 +68,8 @@ class LanguageModule(L.LightningModule):
             lora=self.lora,
             gradient_checkpointing=self.gradient_checkpointing,
         )
+        if self.compiles_layers:
+            compile_layers(lm)
         if self.share_prefix is False:
             self.policy = PaddedModel(lm)
         else:
