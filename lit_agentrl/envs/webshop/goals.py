@@ -66,7 +66,8 @@ def _price_limit(product: Product, kind: GoalKind, member: int) -> tuple[float, 
 
     The official code draws anew in every process; here the goal fixes the draw.
     """
-    steps = [step for step in PRICE_STEPS if step > product.price][:4]
+    price = product.price
+    steps = [step for step in PRICE_STEPS if step > price][:4]
     if len(steps) < 2:
         return math.inf, ""
     upper = max(random.Random(f"webshop limit {kind} {product.asin} {member}").sample(steps, 2))
