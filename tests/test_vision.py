@@ -203,6 +203,19 @@ def test_what_stands_in_the_padding_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "smolvlm"])
+def test_a_row_without_tokens_changes_nothing(name: str) -> None:
+    vlm, rows = model_of(name), SHAPES["group"](name)
+    expected = scored(grouped(vlm), rows)[0].logprobs
+    rows.token_ids = torch.cat([rows.token_ids, torch.full_like(rows.token_ids[:1], IMAGE)])
+    rows.lengths, rows.images = torch.cat([rows.lengths, torch.tensor([0])]), [*rows.images, []]
+    rows.targets = torch.cat([rows.targets, torch.zeros_like(rows.targets[:1])])
+    for model in (padded(vlm), grouped(vlm)):
+        found = scored(model, rows)[0].logprobs
+        torch.testing.assert_close(found[:-1], expected, rtol=0, atol=1e-12)
+        assert not found[-1].any()
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "smolvlm"])
 def test_rows_of_text_are_scored_without_a_vision_tower(name: str) -> None:
     """Vision inputs that show nothing are none at all."""
     vlm = model_of(name)

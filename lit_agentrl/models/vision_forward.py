@@ -31,7 +31,7 @@ class VisionForward:
 
     Args:
         lm: a vision-language model, or a PEFT model around one.
-        vision: the images of the rows.
+        vision: the images of the rows, at least one.
         token_ids: [B, L], right-padded.
         lengths: [B], real tokens of each row.
 
@@ -57,8 +57,8 @@ class VisionForward:
         place = torch.arange(token_ids.shape[1])
         self.real = (place < lengths.detach().cpu()[:, None]).to(token_ids.device)
         self.feature_index = host_index.to(token_ids.device)
-        self.positions = self._grid_positions(host_index, lengths) if self.family.has_grid else None
-        """[3, B, L], 0 in the padding; None where positions count tokens."""
+        self.positions = self._grid_positions(host_index) if self.family.has_grid else None
+        """[3, B, L]; None where positions count tokens."""
 
     def padded(self, longest: int) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The model to call, and its arguments, for the first `longest` tokens of the rows."""
@@ -109,21 +109,17 @@ class VisionForward:
             )
         return features[chosen]
 
-    def _grid_positions(self, host_index: Tensor, lengths: Tensor) -> Tensor:
+    def _grid_positions(self, host_index: Tensor) -> Tensor:
         """[3, B, L]: positions in time, height and width by the model's own rule, row by row, on the host."""
         self._check_runs(host_index)
-        filled = lengths.detach().cpu() > 0  # the rule stumbles over a row without tokens
-        grids = [grid.cpu() for grid in self.vision.pixels.get("image_grid_thw", [])]
+        grids = [grid.cpu() for grid in self.vision.pixels["image_grid_thw"]]
         shown = [grids[image] for row in self.vision.shown for image in row]
-        positions = torch.zeros(3, *host_index.shape, dtype=torch.int64)
-        by_rule, _ = self.model.get_rope_index(  # type: ignore[operator]
-            input_ids=self.token_ids.detach().cpu()[filled],
-            mm_token_type_ids=(host_index >= 0).int()[filled],
-            image_grid_thw=torch.cat(shown) if shown else None,
-            attention_mask=self.real.cpu()[filled].long(),
+        positions, _ = self.model.get_rope_index(  # type: ignore[operator]
+            input_ids=self.token_ids.detach().cpu(),
+            mm_token_type_ids=(host_index >= 0).int(),  # padding counts as text: it stands behind all that matters
+            image_grid_thw=torch.cat(shown),
         )
-        positions[:, filled] = by_rule
-        return positions.to(self.token_ids.device)
+        return cast(Tensor, positions).to(self.token_ids.device)
 
     def _check_runs(self, host_index: Tensor) -> None:
         """The rule takes every unbroken run of placeholders for one image, whatever its length.
