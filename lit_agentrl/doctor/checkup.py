@@ -104,8 +104,8 @@ class Checkup(L.Callback):
         if grouped is not None:
             equality = measure_equality(passes, padded, grouped, plans, half="float16" in precision)
             backend = grouped.backend_for(rows.tree_of(passes.rows))
-        collected = rows.reuse_of(batches)
-        sharing = Sharing(refusal, backend, collected.ratio)
+        collected, measured = rows.reuse_of(batches), rows.reuse_of([passes.rows])
+        sharing = Sharing(refusal, backend, collected.ratio, measured.ratio)
         cost = measure_cost(passes, padded, grouped, max_tokens, self.repeats)
         return Findings(
             model=f"{type(base_lm(policy.lm)).__name__} ({module.pretrained})",
@@ -113,7 +113,7 @@ class Checkup(L.Callback):
             device=str(passes.device),
             data=_origin(datamodule),
             collected=collected,
-            measured=rows.reuse_of([passes.rows]),
+            measured=measured,
             repeats=self.repeats,
             is_configured_to_share=module.shares_prefixes,
             sharing=sharing,

@@ -45,7 +45,9 @@ class Sharing:
     backend: str
     """The attention of the shared forward; empty where the model refuses it."""
     reuse: float
-    """Row tokens per unique token of the collected rows."""
+    """Row tokens per unique token of the collected rows: what the gate sees."""
+    measured_reuse: float
+    """The same of the rows that were timed."""
 
     @property
     def gate(self) -> float:
@@ -70,9 +72,8 @@ def advise(
         budget: Of a micro-batch.
     """
     first = advise_sharing(sharing, equality, cost)
-    shares = not sharing.refusal and (
-        first.value == "true" or (first.value == "auto" and sharing.reuse >= sharing.gate)
-    )
+    is_open = first.value == "auto" and sharing.reuse >= sharing.gate
+    shares = not sharing.refusal and (first.value == "true" or is_open)
     tokens = advise_max_tokens(shares, cost, budget)
     if noise is None:
         return [first, tokens]
@@ -91,7 +92,7 @@ def advise_sharing(sharing: Sharing, equality: Equality | None, cost: Cost) -> A
         return Advice(
             option, "false", f"the two forwards differ: {equality.logprobs.max:.1e} nats, cosine {equality.cosine:.4f}"
         )
-    fact = f"{in_words(cost.speedup, cost.memory_ratio)}, at a reuse of {sharing.reuse:.2f}"
+    fact = f"{in_words(cost.speedup, cost.memory_ratio)}, at a reuse of {sharing.measured_reuse:.2f}"
     if sharing.reuse >= sharing.gate:
         loses = cost.speedup < SLOWER and cost.memory_ratio < FASTER
         return Advice(option, "false" if loses else "auto", fact)
