@@ -1,4 +1,4 @@
-"""Does the step level help? GiGPO against GRPO++ with GRPO's advantage, on TextWorld games of 6 to 8 commands.
+"""Does the step level help? GiGPO against GRPO++ with GRPO's advantage, on TextWorld games of 4 or 5 commands.
 
 Run (under 50 minutes on 2 idle cores): `python benchmarks/gigpo_learning.py [--seeds 0 1 2] [--root FOLDER]`.
 Both start from the same warmed-up policy and share every setting of `configs/experiment/gigpo_textworld.yaml`: games,
@@ -49,9 +49,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["grpo", "gigpo"])
-    parser.add_argument("--iterations", type=int, default=24)
+    parser.add_argument("--iterations", type=int, default=28)
     parser.add_argument("--tasks", type=int, default=64, help="held-out games")
-    parser.add_argument("--every", type=int, default=8, help="iterations between evaluations")
+    parser.add_argument("--every", type=int, default=7, help="iterations between evaluations")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--root", default="runs/bench_gigpo")
     parser.add_argument("--report", action="store_true", help="only write the report of what is there")
