@@ -225,6 +225,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_all_rows(tiny_lm):
     [
         ({}, True),
         ({"logprobs": Distance(2e-3, 0.0)}, False),
+        ({"logprobs": Distance(2e-3, 0.0), "padded_rounding": Distance(1e-3, 1e-5)}, True),  # the padded one's own
         ({"logprobs": Distance(math.nan, math.nan)}, False),
         ({"cosine": 0.9}, False),
         ({"norm_difference": 0.02}, False),

@@ -62,11 +62,17 @@ class Equality:
     def is_healthy(self) -> bool:
         """Within the limits; NaN is not."""
         return (
-            self.logprobs.max <= self.limits.logprob
+            self.logprobs.max <= self.allowed
             and self.cosine >= self.limits.cosine
             and self.norm_difference <= self.limits.norm
             and self.is_only_rounding
         )
+
+    @property
+    def allowed(self) -> float:
+        """Nats that one token may differ by: the limit, or more where the padded forward itself is so far off."""
+        rounding = 0.0 if self.padded_rounding is None else self.padded_rounding.max
+        return max(self.limits.logprob, FURTHER * rounding)
 
     @property
     def is_only_rounding(self) -> bool:

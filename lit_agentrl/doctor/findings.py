@@ -52,7 +52,7 @@ class Findings:
 
 DERIVED: dict[type, tuple[str, ...]] = {
     Reuse: ("ratio", "padded_ratio"),
-    Equality: ("is_healthy",),
+    Equality: ("allowed", "is_healthy"),
     Sharing: ("gate",),
     SideCost: ("median_seconds",),
     Cost: ("speedup", "memory_ratio"),

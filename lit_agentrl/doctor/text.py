@@ -43,8 +43,8 @@ def _equality(findings: Findings) -> list[str]:
         f"  gradients: cosine {found.cosine:.7f}, norms differ by {found.norm_difference:.1e} of the padded one's"
     )
     limits = found.limits
-    stated = f"limits: {limits.logprob:g} nats, cosine {limits.cosine:g}, norm {limits.norm:g}"
-    stated += f", {FURTHER:g} x the padded rounding" if found.exact else ""
+    stated = f"limits: {found.allowed:.2g} nats, cosine {limits.cosine:g}, norm {limits.norm:g}"
+    stated += f", {FURTHER:g} x the mean rounding" if found.exact else ""
     if found.is_healthy:
         return [*lines, f"  passed ({stated})"]
     off = "the start-up check refuses sharing" if findings.sharing.refusal else "model.share_prefix is false"
