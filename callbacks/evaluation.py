@@ -53,9 +53,10 @@ class Evaluation(Callback):
     Logs `<name>/success` with a 95 % interval (`success_low`, `success_high`: Wilson's for one episode a task,
     otherwise a bootstrap over tasks), the same as `success/<kind>` for every kind of task that the environment tells
     apart, `avg_at_k` and `pass_at_k` for groups, `reward/mean` and components, `valid_actions` (the share of actions
-    that the environment could use), `length/steps`, `length/action_tokens`, `truncated`, `failed` (episodes that the
-    environment broke, left out of all else), `num_tasks`, `num_episodes`. Each evaluation appends a line to
-    `<run>/evaluation.jsonl` and writes its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
+    that the environment could use), `environment/<name>` for an environment's own numbers, `length/steps`,
+    `length/action_tokens`, `truncated`, `failed` (episodes that the environment broke, left out of all else),
+    `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl` and writes its transcripts
+    to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
 
     Training is the same with and without it: random states are put back, and the start is not repeated on resume.
 

@@ -71,6 +71,10 @@ def evaluation_metrics(groups: Sequence[TrajectoryGroup], group_size: int = 1) -
             f"reward/{name}": _mean(trajectory.rewards[name] for trajectory in finished if name in trajectory.rewards)
             for name in components
         },
+        **{
+            f"environment/{name}": _mean(t.metrics[name] for t in finished if name in t.metrics)
+            for name in sorted({name for trajectory in episodes for name in trajectory.metrics})
+        },
         "valid_actions": _mean(
             step.valid for trajectory in finished for step in trajectory.steps if step.valid is not None
         ),

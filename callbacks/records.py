@@ -41,6 +41,8 @@ class TrajectoryRecord(TypedDict):
     success: bool | None
     stop_reason: str
     error: str
+    metrics: dict[str, float | None]
+    """The environment's own numbers."""
     mean_logprob: float | None
     env_seconds: float | None
 
@@ -57,6 +59,7 @@ def trajectory_record(prompt_id: str, index: int, trajectory: Trajectory) -> Tra
         "success": trajectory.success,
         "stop_reason": trajectory.stop_reason.value,
         "error": trajectory.error,
+        "metrics": {name: _finite(value) for name, value in trajectory.metrics.items()},
         "mean_logprob": _mean_logprob(trajectory.steps),
         "env_seconds": _finite(trajectory.env_seconds),
     }

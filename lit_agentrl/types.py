@@ -90,6 +90,8 @@ class Trajectory:
     """The environment's error text when `stop_reason.is_failure`."""
     env_seconds: float = 0.0
     """Seconds spent inside the environment."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The environment's own numbers at the end of the episode, where it has such (`Environment.metrics`)."""
     num_shortened: int = 0
     """Rebuilt prompts that history was left out of to fit the context."""
 
@@ -161,7 +163,10 @@ class Observation:
 
 @runtime_checkable
 class Environment(Protocol):
-    """One episode of one task. Used by one thread at a time; single-use: `reset` is called once, first."""
+    """One episode of one task. Used by one thread at a time; single-use: `reset` is called once, first.
+
+    An environment may also have a property `metrics`, a mapping of names to numbers that evaluation logs the means of.
+    """
 
     def reset(self) -> Observation:
         """The first observation."""

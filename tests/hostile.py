@@ -12,6 +12,10 @@ from lit_agentrl.types import Environment, Observation
 class HostileEnvironment(EchoEnvironment):
     """Does what it is told instead of echoing."""
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"replies": float(len(self.replies))}
+
     def step(self, action: str) -> tuple[Observation, float, bool]:
         if action == "hang":
             ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the interpreter lock: no other thread of the process runs

@@ -95,6 +95,13 @@ def test_kinds_of_tasks_are_told_apart():
     assert sum(key.startswith("success/") for key in metrics) == 2
 
 
+def test_an_environments_own_numbers_are_means_over_the_episodes_that_have_them():
+    episodes = [trajectory(metrics={"score": 0.25}), trajectory(metrics={"score": 0.75}), trajectory()]
+    failed = trajectory(stop=StopReason.ENV_ERROR, metrics={"score": 9.0})
+    metrics = evaluation_metrics([TrajectoryGroup("task", [*episodes, failed])])
+    assert metrics["environment/score"] == 0.5
+
+
 def test_valid_actions_are_a_share_of_those_that_were_judged():
     episode = trajectory(steps=[step(valid=True), step(valid=False), step(valid=True), step()])
     assert evaluation_metrics([TrajectoryGroup("task", [episode])])["valid_actions"] == pytest.approx(2 / 3)

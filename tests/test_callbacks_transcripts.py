@@ -32,6 +32,7 @@ def test_a_record_holds_what_happened():
         steps=[step("a", "b", 0.25, -1.0, valid=True), step("c", "dd", 0.0, -0.25)],
         tree_id=3,
         env_seconds=1.5,
+        metrics={"score": 0.5},
     )
     assert trajectory_record("task-9", 4, episode) == {
         "prompt_id": "task-9",
@@ -48,6 +49,7 @@ def test_a_record_holds_what_happened():
         "success": False,
         "stop_reason": "max_steps",
         "error": "",
+        "metrics": {"score": 0.5},
         "mean_logprob": -0.5,
         "env_seconds": 1.5,
     }  # fmt: skip

@@ -35,6 +35,7 @@ def test_an_episode_is_the_same_as_in_this_process(host):
     for word in (WORD, "ba"):
         assert far.step(word) == near.step(word)
         assert (far.anchor, far.success) == (near.anchor, near.success)
+        assert far.metrics == {"replies": len(near.replies)}
 
 
 def test_episodes_are_spread_over_the_workers():

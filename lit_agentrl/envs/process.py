@@ -111,6 +111,7 @@ class ProcessEnvironment:
         self._worker, self._number = worker, number
         self._anchor: Hashable = None
         self._success: bool | None = None
+        self._metrics: dict[str, float] = {}
 
     def reset(self) -> Observation:
         """The first observation."""
@@ -132,12 +133,17 @@ class ProcessEnvironment:
         """Whether the task is solved so far."""
         return self._success
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The environment's own numbers."""
+        return self._metrics
+
     def close(self) -> None:
         """Free what the episode holds; nothing where its worker is gone."""
         self._worker.release(self._number)
 
     def _call(self, name: str, argument: Any = None) -> Any:
-        result, self._anchor, self._success = self._worker.call(name, self._number, argument)
+        result, self._anchor, self._success, self._metrics = self._worker.call(name, self._number, argument)
         return result
 
 

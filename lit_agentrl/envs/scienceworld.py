@@ -180,6 +180,11 @@ class ScienceWorldEnvironment:
         """Whether the score is full."""
         return self.score >= 1.0
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The score, and how many actions had to be played again."""
+        return {"score": max(0.0, self.score), "replayed": float(self.num_replayed)}
+
     def snapshot(self) -> object:
         """The actions so far."""
         return tuple(self.played), self.score, self._anchor

@@ -50,7 +50,7 @@ class Worker:
         elif name == "restore":
             assert isinstance(environment, RestorableEnvironment)
             environment.restore(argument)
-        return result, environment.anchor, environment.success
+        return result, environment.anchor, environment.success, dict(getattr(environment, "metrics", {}))
 
 
 def serve(connection: Connection, seconds: float) -> None:

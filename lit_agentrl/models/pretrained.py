@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from lit_agentrl.cache import cache_dir
+from lit_agentrl.cache import cache_dir, one_process
 from lit_agentrl.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedConfig
 
 
@@ -118,7 +114,7 @@ def dequantized(gguf: Path) -> str:
         if importlib.util.find_spec("gguf") is None:
             raise missing_extra("gguf", "gguf", f"Reading {gguf.name}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_process(folder.with_name(folder.name + ".lock")):
+        with one_process(folder.with_name(folder.name + ".lock")):
             if not folder.exists():  # another process may have written it while this one waited
                 _dequantize(gguf, folder)
     return str(folder)
@@ -182,14 +178,6 @@ def _sha256(path: str, size: int, modified: int) -> str:
     """The file's hash; `size` and `modified` are there to hash a changed file anew."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _one_process(lock: Path) -> Iterator[None]:
-    """Let one process of the machine in at a time; the system frees the lock of a killed one."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:

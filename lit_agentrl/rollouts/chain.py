@@ -23,6 +23,7 @@ class EnvironmentState:
     done: bool
     anchor: Hashable
     success: bool | None
+    metrics: dict[str, float]
     seconds: float
 
 
@@ -139,7 +140,13 @@ def _read(
     environment: Environment, observation: Observation, reward: float, done: bool, began: float
 ) -> EnvironmentState:
     return EnvironmentState(
-        observation, float(reward), bool(done), environment.anchor, environment.success, time.perf_counter() - began
+        observation,
+        float(reward),
+        bool(done),
+        environment.anchor,
+        environment.success,
+        dict(getattr(environment, "metrics", {})),
+        time.perf_counter() - began,
     )
 
 
@@ -156,7 +163,7 @@ def _accept(episode: Episode, result: EnvironmentState | EnvironmentFailure) -> 
         )
     result.observation.system = episode.system  # stated once, it holds for the episode: a rebuilt prompt repeats it
     episode.state = result
-    episode.trajectory.success = result.success
+    episode.trajectory.success, episode.trajectory.metrics = result.success, result.metrics
     episode.trajectory.env_seconds += result.seconds
     return True
 

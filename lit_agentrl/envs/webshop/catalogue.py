@@ -6,7 +6,6 @@ and the search index. Building it streams the files; reading it keeps no product
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -16,11 +15,11 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
-from lit_agentrl.cache import cache_dir
+from lit_agentrl.cache import cache_dir, one_process
 from lit_agentrl.envs.webshop.goals import num_goals
 from lit_agentrl.envs.webshop.json_stream import array_items, corrupt, lines, object_items
 from lit_agentrl.envs.webshop.products import Product, parse_product, with_attributes, with_human, with_reviews
@@ -52,7 +51,7 @@ def _open(sources: Sources) -> Catalogue:
     folder = cache_dir() / "webshop" / f"v{FORMAT}-{sources.digest[:20]}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_process(folder.with_name(folder.name + ".lock")):
+        with one_process(folder.with_name(folder.name + ".lock")):
             if not folder.exists():  # another process may have written it while this one waited
                 _build(sources, folder)
     return Catalogue(folder)
@@ -194,11 +193,3 @@ def _reviews(path: Path) -> Iterator[tuple[str, object]]:
     for item in array_items(path):
         if isinstance(item, dict) and isinstance(asin := item.get("asin"), str):
             yield asin, item
-
-
-@contextmanager
-def _one_process(lock: Path) -> Iterator[None]:
-    """Let one process of the machine in at a time; the system frees the lock of a killed one."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -110,6 +110,11 @@ class WebShopEnvironment:
         return self._result.total if self._result else None
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The paper's task score: 0 where nothing was bought."""
+        return {"score": self.score or 0.0}
+
+    @property
     def result(self) -> Score | None:
         """The score in its parts; None before the purchase."""
         return self._result
