@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=7, help="iterations between evaluations")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--root", default="runs/bench_gigpo")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the report goes")
     parser.add_argument("--report", action="store_true", help="only write the report of what is there")
     parsed = parser.parse_args()
     root = Path(parsed.root)
@@ -67,14 +68,14 @@ def main() -> None:
         }
         with ThreadPoolExecutor(parsed.jobs) as pool:
             list(pool.map(lambda pair: run(*pair, root, start, sizes), wanted))
-    write_report(results(root), HERE)
+    write_report(results(root), parsed.out)
 
 
 def warm_up(root: Path) -> Path:
     """The folder of the policy that every run starts from."""
     folder = root / "warmup"
     if not (folder / "export" / "model.safetensors").exists():
-        command(folder, "gigpo_textworld_warmup", {})
+        command(folder, "gigpo_textworld_warmup", {}, threads=os.cpu_count() or 1)
     return folder / "export"
 
 
@@ -88,8 +89,8 @@ def run(method: str, seed: int, root: Path, start: Path, sizes: dict[str, object
         lines.write(json.dumps(result(method, seed, folder)) + "\n")
 
 
-def command(folder: Path, experiment: str, options: dict[str, object]) -> None:
-    """`lit-agentrl fit` on one thread, resumed where it was interrupted; its output lies in `<folder>.log`."""
+def command(folder: Path, experiment: str, options: dict[str, object], threads: int = 1) -> None:
+    """`lit-agentrl fit`, resumed where it was interrupted; its output lies in `<folder>.log`."""
     given = options | {"trainer.default_root_dir": folder}
     if (folder / "checkpoints" / "last.ckpt").exists():
         given["ckpt_path"] = "last"
@@ -103,7 +104,7 @@ def command(folder: Path, experiment: str, options: dict[str, object]) -> None:
             check=True,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
     print(f"{folder.name}: finished", flush=True)
 
