@@ -186,7 +186,7 @@ class AgentRLCLI(LightningCLI):
         self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
         self.save_config_callback = None
         for change in shrink(config, config.num_prompts, self._folder.name):
-            print(f"for the doctor's collection {change}")
+            print(f"for the doctor: {change}")
 
     def _dumped(self) -> dict[str, Any]:
         config = self.config[self.config.subcommand]

@@ -435,9 +435,11 @@ def run(tiny_lm, tmp_path_factory):
 
 def test_a_healthy_run(tiny_lm, tmp_path, capsys):
     """Two of four prompts with four episodes each; every section has its verdict; nothing but the JSON is written."""
-    main(words(tiny_lm, tmp_path))
+    main(words(tiny_lm, tmp_path, "--trainer.devices", "2"))
     out = capsys.readouterr().out
     assert "data.num_prompts: 4 -> 2" in out
+    assert "trainer.devices: 2 -> 1" in out
+    assert "trainer.strategy" not in out
     assert out.count("  passed") == 4
     assert "look here" not in out
     assert out.rstrip().endswith("healthy")

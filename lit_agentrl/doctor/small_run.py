@@ -19,10 +19,8 @@ TRAINER: dict[str, Any] = {
     "max_steps": -1,
     "min_steps": None,
     "max_time": None,
-    "devices": 1,
-    "num_nodes": 1,
-    "strategy": "auto",
 }
+RANKS: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 """One rank: rounding and reuse do not depend on how many there are."""
 DATA: dict[str, Any] = {"num_updates": 1, "num_passes": 1, "max_rounds": 1}
 MODEL: dict[str, Any] = {"drop_zero_advantage": False, "overlong": "train"}
@@ -30,7 +28,7 @@ MODEL: dict[str, Any] = {"drop_zero_advantage": False, "overlong": "train"}
 
 
 def shrink(config: Namespace, num_prompts: int, folder: str) -> list[str]:
-    """Cut the configuration down in place, and give the changes of what is collected, as "option: before -> after".
+    """Cut the configuration down in place, and give the changes to what is looked at, as "option: before -> after".
 
     An option that a data module or a module does not have is left alone.
 
@@ -43,7 +41,8 @@ def shrink(config: Namespace, num_prompts: int, folder: str) -> list[str]:
         config.trainer[name] = value
     data, model = config.data.init_args, config.model.init_args
     wanted = DATA | {"num_prompts": min(num_prompts, data.get("num_prompts", num_prompts))}
-    return [*_override("data", data, wanted), *_override("model", model, MODEL)]
+    ranks = [change for change in _override("trainer", config.trainer, RANKS) if ": auto ->" not in change]
+    return [*ranks, *_override("data", data, wanted), *_override("model", model, MODEL)]
 
 
 def _override(section: str, options: Namespace, wanted: dict[str, Any]) -> list[str]:
