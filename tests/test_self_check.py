@@ -12,7 +12,14 @@ from torch import Tensor
 from transformers.models.mistral import modeling_mistral
 
 from lit_agentrl.errors import UserError
-from lit_agentrl.models import PackedTree, PaddedModel, PrefixGroupedModel, tree_attention, verify_prefix_sharing
+from lit_agentrl.models import (
+    PackedTree,
+    PaddedModel,
+    PrefixGroupedModel,
+    self_check,
+    tree_attention,
+    verify_prefix_sharing,
+)
 from prefix_cases import CONFIGS, SHAPES, build_lm
 
 
@@ -147,3 +154,28 @@ def test_whatever_a_model_raises_at_a_tree_it_falls_back(caplog: pytest.LogCaptu
     logprobs = PrefixGroupedModel(lm, backend="flex")(token_ids, lengths).logprobs
     assert "failed with AttributeError" in caplog.text
     assert torch.equal(logprobs, PaddedModel(lm)(token_ids, lengths).logprobs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "moved", "rounding", "refused"),
+    [
+        (torch.bfloat16, 0.30, 0.29, False),  # a real 135M model: no further than its own rounding
+        (torch.bfloat16, 0.30, 0.01, True),
+        (torch.bfloat16, 0.15, 0.00, False),
+        (torch.float32, 0.01, 0.29, True),  # float32 has no such excuse
+    ],
+)
+def test_sixteen_bit_models_are_measured_by_their_own_rounding(monkeypatch, dtype, moved, rounding, refused):
+    model = PrefixGroupedModel(build_lm(CONFIGS["llama"](), dtype), check=False)
+    monkeypatch.setattr(self_check, "verify_prefix_sharing", lambda model: moved)
+    monkeypatch.setattr(self_check, "_rounding", lambda model: rounding)
+    assert bool(self_check.why_sharing_is_wrong(model)) is refused
+
+
+def test_rounding_is_what_is_left_between_two_right_attentions():
+    """Nothing in float64 (but for what eager attention casts), something in bfloat16."""
+    exact, coarse = (
+        self_check._rounding(PrefixGroupedModel(build_lm(CONFIGS["llama"](), dtype), check=False))
+        for dtype in (torch.float64, torch.bfloat16)
+    )
+    assert exact < 1e-5 < 1e-3 < coarse < 0.2
