@@ -35,13 +35,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from prefix_batches import BUILDS, CASES, Batch, group, padded_work, prompt_for, tree_work, unshared_work
 from prefix_sides import loss_and_gradients, random_qwen3, side
 from prefix_tables import CaseResult, Measured, equality_table, footer, markdown, memory_table, ratio, time_table
 from transformers import Qwen3Config
 
 from lit_agentrl.models import PackedTree
 from lit_agentrl.models.scoring import MIN_REUSE, MIN_REUSE_DENSE
-from prefix_cases import BUILDS, CASES, Batch, group, padded_work, prompt_for, tree_work, unshared_work
 
 HERE = Path(__file__).parent
 QUICK = 16  # what lengths are divided by
@@ -142,7 +142,7 @@ class Bench:
         rows = []
         trials = {size: self.run(f"reuse {REUSES[0]}", "padded", size) for size in (1, 4, 8)}
         best = min(trials, key=lambda size: trials[size].cpu)
-        for reuse in REUSES:
+        for reuse in REUSES[:: 3 if self.quick else 1]:
             turns: dict[str, list[Measured]] = {"padded": [], "tree_merge": [], "dense": []}
             for _ in range(self.repeats):
                 for name, measured in turns.items():
@@ -248,20 +248,20 @@ def report(results: list[CaseResult], reuses: list[str], builds: list[str], benc
     lines = [
         "# Shared prefixes on CPU",
         "",
-        f"`python benchmarks/prefix.py{' --quick' if bench.quick else ''}`, which says what the sides are. Seconds are CPU",
-        f"time of one step (in brackets, time on the clock), medians of {bench.repeats} fresh processes a side. Ratios are",
-        "medians of the ratios within one repeat (in brackets, the least and the most). The ideal counts floating-point",
-        "operations of layers, attention and head.",
+        f"`python benchmarks/prefix.py{' --quick' if bench.quick else ''}`, which says what the sides are. Seconds are",
+        "CPU time of one step (in brackets, time on the clock): the median over repeats, of which there are",
+        f"{bench.repeats}, each in a fresh process. Ratios are medians of the ratios within one repeat (in brackets,",
+        "the least and the most). The ideal counts floating-point operations of layers, attention and head.",
         "",
         *time_table(results),
         "",
-        "Memory: MB that the step adds to the process's peak. Padded in fewer rows at a time needs less, and so would ours",
-        "in smaller packs; like is compared with like where all rows are computed at once.",
+        "Memory: MB that the step adds to the process's peak. Padded in fewer rows at a time needs less, and so would",
+        "ours in smaller packs; like is compared with like where all rows are computed at once.",
         "",
         *memory_table(results),
         "",
-        "Numerical error against the padded forward in float64: the largest difference of a log-probability in nats, and",
-        "the relative difference of the whole gradient.",
+        "Numerical error against the padded forward in float64: the largest difference of a log-probability in nats,",
+        "and the relative difference of the whole gradient.",
         "",
         *equality_table(results),
         "",

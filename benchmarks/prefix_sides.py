@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from prefix_batches import Batch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -21,7 +22,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lit_agentrl.losses import clipped_surrogate
 from lit_agentrl.models import PackedTree, PaddedModel, PrefixGroupedModel, token_logprobs
 from lit_agentrl.models.lm_parts import decoder_of, head_of
-from prefix_cases import Batch
 
 Scorer = Callable[[Batch], Tensor]
 """A batch to its log-probabilities [B, L]."""
@@ -63,19 +63,19 @@ def shared(lm: nn.Module, backend: Any = "auto", gate: bool = False) -> Scorer:
     return lambda batch: model(batch.token_ids, batch.lengths, targets=batch.targets).logprobs
 
 
-def unshared_packing(lm: nn.Module) -> Scorer:
+def unshared_packing(lm: nn.Module, backend: Any = "tree_merge") -> Scorer:
     """All rows behind one another in one sequence, without padding, each attending to itself alone.
 
     Our own packing under keys that no two tokens share: what a variable-length kernel computes, one causal flash call a
     row.
     """
-    model = PrefixGroupedModel(lm, "tree_merge", check=False)
+    model = PrefixGroupedModel(lm, backend, check=False)
 
     def score(batch: Batch) -> Tensor:
         keys = torch.arange(batch.token_ids.numel()).view(batch.token_ids.shape)
         packed = PackedTree.build(batch.token_ids, batch.lengths, keys)
         edges, inverse = packed.unique_targets(batch.targets)
-        hidden = model.hidden_states(packed, "tree_merge")[packed.parent[edges]]
+        hidden = model.hidden_states(packed, backend)[packed.parent[edges]]
         return _in_rows(batch, _at_head(lm, hidden, packed.tokens[edges])[inverse])
 
     return score
