@@ -7,10 +7,12 @@ from lit_agentrl.envs.miniwob import MiniWoBSuite
 from lit_agentrl.envs.number_line import NumberLineSuite
 from lit_agentrl.envs.openenv import OpenEnvSuite
 from lit_agentrl.envs.points import EZPointsSuite, Points24Suite
+from lit_agentrl.envs.program import ProgramResult, ProgramSuite
 from lit_agentrl.envs.scienceworld import ScienceWorldSuite
 from lit_agentrl.envs.sokoban import SokobanSuite
 from lit_agentrl.envs.textworld import TextWorldSuite
 from lit_agentrl.envs.toy import EchoSuite
+from lit_agentrl.envs.verifiers import VerifiersSuite
 from lit_agentrl.envs.webshop import WebShopSuite
 
 __all__ = [
@@ -23,8 +25,11 @@ __all__ = [
     "NumberLineSuite",
     "OpenEnvSuite",
     "Points24Suite",
+    "ProgramResult",
+    "ProgramSuite",
     "ScienceWorldSuite",
     "SokobanSuite",
     "TextWorldSuite",
+    "VerifiersSuite",
     "WebShopSuite",
 ]
