@@ -4,8 +4,8 @@ Run (under 50 minutes on 2 idle cores): `python benchmarks/gigpo_learning.py [--
 Both start from the same warmed-up policy and share every setting of `configs/experiment/gigpo_textworld.yaml`: games,
 rollouts, learning rate, clips, and per seed the prompts and the sampling noise. The games pay 1 when they are won and
 nothing on the way. GiGPO compares steps by the environment's state, since most texts of these games stand for several
-states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. The held-out games are the
-same for all; decoding is greedy. Two runs go side by side, with a thread each. What is finished is not
+states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. Neither fines invalid
+actions, which GRPO could not tell apart. The held-out games are the same for all; decoding is greedy. Two runs go side by side, with a thread each. What is finished is not
 run again, and what was interrupted is resumed. Results are appended to `<root>/results.jsonl`; `--report` reads it and
 writes the table and the curves beside this file.
 """
@@ -37,8 +37,8 @@ SHARED = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"class_path": "GRPOPlusPlusModule", "init_args": SHARED | {"advantage": "grpo"}},
-    "gigpo": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "state"}},
-    "gigpo_text": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "text"}},
+    "gigpo": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "state", "invalid_penalty": 0.0}},
+    "gigpo_text": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "text", "invalid_penalty": 0.0}},
 }
 PHASES = ("collect", "advantages", "prepare", "update", "evaluate")
 WRITING = Lock()
@@ -49,9 +49,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["grpo", "gigpo"])
-    parser.add_argument("--iterations", type=int, default=28)
-    parser.add_argument("--tasks", type=int, default=64, help="held-out games")
-    parser.add_argument("--every", type=int, default=7, help="iterations between evaluations")
+    parser.add_argument("--iterations", type=int, default=18)
+    parser.add_argument("--tasks", type=int, default=48, help="held-out games")
+    parser.add_argument("--every", type=int, default=6, help="iterations between evaluations")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--root", default="runs/bench_gigpo")
     parser.add_argument("--out", type=Path, default=HERE, help="where the report goes")
