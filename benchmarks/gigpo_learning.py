@@ -5,9 +5,10 @@ Both start from the same warmed-up policy and share every setting of `configs/ex
 rollouts, learning rate, clips, and per seed the prompts and the sampling noise. The games pay 1 when they are won and
 nothing on the way. GiGPO compares steps by the environment's state, since most texts of these games stand for several
 states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. Neither fines invalid
-actions, which GRPO could not tell apart. The held-out games are the same for all; decoding is greedy. Two runs go side by side, with a thread each. What is finished is not
-run again, and what was interrupted is resumed. Results are appended to `<root>/results.jsonl`; `--report` reads it and
-writes the table and the curves beside this file.
+actions, which GRPO could not tell apart. The held-out games are the same for all; decoding is
+greedy. Two runs go side by side, with a thread each. What is finished is not run again, and what was interrupted is
+resumed. Results are appended to `<root>/results.jsonl`; `--report` reads it and writes the table and the curves beside
+this file.
 """
 
 from __future__ import annotations
