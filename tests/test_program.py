@@ -1,12 +1,14 @@
 """Agent programs as environments: what a program asks is shown, what the policy says is its answer."""
 
 import json
+import re
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from lit_agentrl.envs.pool import EnvironmentPool, EnvironmentTimeoutError
 from lit_agentrl.envs.program import ProgramEnvironment, ProgramError, ProgramResult, ProgramSuite
 from lit_agentrl.errors import UserError
 from lit_agentrl.types import Environment, StopReason
+from runs import fit
 
 SYSTEM = {"role": "system", "content": "Say a number."}
 
@@ -350,7 +353,7 @@ def test_a_body_is_limited_before_it_is_read(url, length, status):
 
 
 class CountingSuite(ProgramSuite):
-    """The example of the documentation."""
+    """A question and its answer."""
 
     def tasks(self, split):
         return [f"{split}-{number}" for number in range(3)]
@@ -366,6 +369,23 @@ def test_a_suite_runs_the_program_of_its_task():
     environment = CountingSuite().make("train-2")
     assert environment.reset().text == "What comes after 2?"
     assert environment.step("3")[1:] == (1.0, True)
+
+
+def test_the_example_of_the_documentation_trains(tiny_lm, tmp_path, monkeypatch):
+    """From the command line: two iterations of 2 questions x 4 answers, and every question reaches the transcripts."""
+    text = (Path(__file__).parent.parent / "docs" / "other_environments.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?class DoublingSuite.*?)```", text, re.DOTALL)
+    (tmp_path / "doubling.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--data.environment=doubling.DoublingSuite", "--data.rollout.cut_actions=continue")
+    assert fit(tiny_lm, tmp_path, *options)["global_step"] == 2
+    files = list((tmp_path / "transcripts").glob("iteration_*"))
+    told = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len(told) == 2 * 2 * 4
+    for episode in told:
+        task = episode["prompt_id"]
+        assert episode["steps"][0]["observation"] == f"What is {task} + {task}?"
+        assert (episode["stop_reason"], episode["success"]) == ("done", False)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"history": "none"}, "append, whole"), ({"seconds": 0}, "positive")])

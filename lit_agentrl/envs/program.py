@@ -48,7 +48,7 @@ class ProgramSuite(EnvironmentSuite):
     Args:
         history: `append`: every request continues the conversation so far, and the policy's context grows by what is
             new. `whole`: a program may rewrite its history or hold several conversations; every observation shows
-            the whole request, for prompts that are rebuilt at every step (`data.memory`).
+            the whole request, for prompts that are rebuilt at every step (`data.chat: rebuild`).
         seconds: How long a program may take to its next request or its end, less than `data.step_deadline`.
 
     Raises:
@@ -191,8 +191,8 @@ class ProgramEnvironment:
         self.close()
         raise ProgramError(
             f"the program's request does not continue the conversation: {what}. A program that rewrites its history, "
-            "or holds several conversations, needs history: whole (and data.memory); one that asks again after a time "
-            "limit of its own needs that limit off."
+            "or holds several conversations, needs history: whole and data.chat: rebuild; one that asks again after a "
+            "time limit of its own needs that limit off."
         )
 
 
