@@ -68,9 +68,10 @@ class GuessEnv(vf.Env[GuessConfig]):
 __all__ = ["GuessTaskset", "GuessEnv"]
 """
 PLAY = """
-import json, sys, threading
+import json, pickle, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 
+from lit_agentrl.envs.program import ProgramError
 from lit_agentrl.envs.verifiers import VerifiersSuite
 from lit_agentrl.errors import UserError
 
@@ -86,6 +87,12 @@ def play(suite, task, replies):
     environment.close()
     return [first.system, seen, reward, done, environment.success]
 
+def failure(suite):
+    try:
+        pickle.loads(pickle.dumps(suite)).make("train-0").reset()
+    except ProgramError as error:
+        return str(error)
+
 def mistake(**options):
     try:
         VerifiersSuite(**{"taskset": "sums", **FEW, **options}).tasks("train")
@@ -94,6 +101,7 @@ def mistake(**options):
 
 sums = VerifiersSuite("sums", {"largest": 4}, **FEW)
 guess = VerifiersSuite("guess", role="guesser", **FEW)
+shell = VerifiersSuite("sums", config={"agent": {"harness": {"id": "bash"}}}, **FEW)
 cut = VerifiersSuite("guess", config={"guesser": {"max_turns": 1}}, role="guesser", **FEW)
 games = {
     "sums": (sums, "train-0", ["2"]),
@@ -109,7 +117,7 @@ for thread in threading.enumerate():
     if thread.name == "program":
         thread.join(20)
 json.dump({
-    "tasks": tasks, "played": played,
+    "tasks": tasks, "played": played, "failure": failure(shell),
     "running": [thread.name for thread in threading.enumerate() if thread.name == "program"],
     "mistakes": [
         mistake(num_train=9), mistake(taskset="no_such_taskset"), mistake(role="solver"),
@@ -162,6 +170,13 @@ def test_an_episode_that_is_left_ends_its_program(report):
 @pytest.mark.slow
 def test_options_of_verifiers_are_heeded(report):
     assert report["played"]["cut"] == ["Say a number.", ["From 1 to 8.", ""], 0.0, True, False]
+
+
+@pytest.mark.slow
+def test_a_harness_with_tools_is_refused(report):
+    """In a copy of the suite too, as worker processes get it."""
+    assert report["failure"].startswith("the program failed: RuntimeError: verifiers' episode of train-0 failed")
+    assert "`tools`: the policy answers in text only" in report["failure"]
 
 
 @pytest.mark.slow
