@@ -37,11 +37,11 @@ class CaseResult:
     micro_batch: int
     """Rows of the padded side's fastest micro-batch."""
     at_once: Measured
-    """The padded side on all rows at once, one repeat."""
+    """The padded side on all rows at once, measured once."""
     sides: dict[str, list[Measured]]
     """By side, one of each repeat."""
-    ideals: tuple[float, float]
-    """Operations of the padded side, and of rows without padding, per operation on the tree."""
+    ideals: tuple[float, float, float]
+    """Operations on padded rows (all at once, at the best micro-batch) and unpadded ones, per operation on the tree."""
     choice: str
     """What the gate chooses."""
 
@@ -65,9 +65,8 @@ def ratio(slow: Sequence[Measured], fast: Sequence[Measured]) -> tuple[float, fl
 def time_table(results: Sequence[CaseResult]) -> list[str]:
     """Seconds and ratios of every case."""
     header = (
-        "case", "tokens", "padded (rows at a time)", "unshared packing", "prefix-grouper", "ours",
-        "over padded", "FLOP ideal", "over packing", "FLOP ideal", "over prefix-grouper", "auto chooses",
-        "auto over padded",
+        "case", "tokens", "padded, all rows", "padded, its best [rows]", "unshared packing", "prefix-grouper", "ours",
+        "over all rows", "over padded", "over packing", "over prefix-grouper", "auto chooses", "auto over padded",
     )  # fmt: skip
     return markdown(header, [_time_row(result) for result in results])
 
@@ -75,30 +74,33 @@ def time_table(results: Sequence[CaseResult]) -> list[str]:
 def _time_row(result: CaseResult) -> list[str]:
     sides, ours = result.sides, result.sides["shared"]
 
-    def seconds(name: str, note: str = "") -> str:
+    def seconds(name: str) -> str:
         if name not in sides:
             return "-"
         cpu, wall = (median(sides[name], of) for of in (lambda m: m.cpu, lambda m: m.wall))
-        return f"{cpu:.2f} ({wall:.2f}){note}"
+        return f"{cpu:.2f} ({wall:.2f})"
 
-    def over(name: str) -> str:
-        return _times(*ratio(sides[name], ours)) if name in sides else "-"
+    def over(name: str, ideal: float | None = None) -> str:
+        if name not in sides:
+            return "-"
+        return _times(*ratio(sides[name], ours)) + ("" if ideal is None else f", ideal {ideal:.2f}")
 
-    auto = ratio(sides["padded"], sides.get("gated", ours))
+    all_rows, best, packing = result.ideals
+    whole = result.at_once.cpu / median(ours, lambda m: m.cpu)
     return [
         f"{result.name}: {result.what}",
         f"{result.padded_tokens:,} to {result.unique_tokens:,}",
-        seconds("padded", f" [{result.micro_batch}]"),
+        f"{result.at_once.cpu:.2f} ({result.at_once.wall:.2f})",
+        f"{seconds('padded')} [{result.micro_batch}]",
         seconds("unshared"),
         seconds("prefix-grouper"),
         seconds("shared"),
-        over("padded"),
-        f"{result.ideals[0]:.2f}",
-        over("unshared"),
-        f"{result.ideals[1]:.2f}" if "unshared" in sides else "-",
+        f"{whole:.2f}x, ideal {all_rows:.2f}",
+        over("padded", best),
+        over("unshared", packing),
         over("prefix-grouper"),
         result.choice,
-        _times(*auto),
+        _times(*ratio(sides["padded"], sides.get("gated", ours))),
     ]
 
 
@@ -113,12 +115,12 @@ def memory_table(results: Sequence[CaseResult]) -> list[str]:
         of = {name: median(repeats, lambda m: m.memory) for name, repeats in result.sides.items()}
         cells = [of.get(name) for name in ("padded", "unshared", "prefix-grouper", "shared")]
         rows.append(
-            [result.name, f"{result.at_once.cpu:.2f}", f"{result.at_once.memory:.0f}"]
+            [result.name, f"{result.at_once.memory:.0f}"]
             + ["-" if cell is None else f"{cell:.0f}" for cell in cells]
             + [f"**{result.at_once.memory / of['shared']:.1f}x**" if of["shared"] else "-"]
         )
     header = (
-        "case", "padded, all rows: CPU s", "padded, all rows", "padded, its best", "unshared packing", "prefix-grouper",
+        "case", "padded, all rows", "padded, its best", "unshared packing", "prefix-grouper",
         "ours, all rows", "all rows, over ours",
     )  # fmt: skip
     return markdown(header, rows)

@@ -6,8 +6,8 @@ quickstart's RL recipe, takes about 20 minutes on 2 cores.
 
 Each run is the command line's `fit` in a process of its own, on SmolLM2-135M-Instruct with the recipe's adapter and the
 same seed; only `model.share_prefix` differs (auto, false). Runs take turns, and every other repeat begins with the
-other side. The first iteration of a run warms up. Evaluation is off, and so is `drop_zero_advantage`, where the recipe
-sets it: an untrained policy earns many equal rewards, and then the update would have little to do.
+other side. The first iteration of a run warms up. Evaluation is off, and the reward is the share of even token ids: an
+untrained policy would earn equal rewards, and then no side would have anything to learn, or to agree on.
 
 Phases are what the run logs: collect (rollouts), prepare (advantages, rows, scoring by reference and old policy), and
 update (forward, backward, optimiser). Both sides sample from one seed, so they generate the same tokens until rounding
@@ -28,13 +28,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from prefix_tables import footer, markdown
+
+from lit_agentrl.types import Trajectory
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE.parent / "configs" / "experiment" / "grpopp_textworld.yaml"
 SIDES = {"on": "auto", "off": "false"}
 PHASES = ("collect", "prepare", "update", "step")
+
+
+def even_share(trajectory: Trajectory) -> float:
+    """The reward: the share of even ids among the sampled tokens."""
+    ids = [token for step in trajectory.steps for token in step.action_ids]
+    return sum(token % 2 == 0 for token in ids) / max(1, len(ids))
 
 
 @dataclass(frozen=True)
@@ -91,18 +98,17 @@ def run(config: Path, side: str, args: argparse.Namespace, passed: list[str]) ->
             "trainer.default_root_dir": folder,
             "model.pretrained": args.pretrained,
             "model.share_prefix": SIDES[side],
+            "data.rewards": '[{"function": "sharing_step.even_share"}]',
             "evaluation.at_start": "false",
             "evaluation.at_end": "false",
             "transcripts.show": "0",
         }
-        if "drop_zero_advantage" in yaml.safe_load(config.read_text())["model"]["init_args"]:
-            options["model.drop_zero_advantage"] = "false"
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         done = subprocess.run(
             [sys.executable, "-m", "lit_agentrl", "fit", *words, *passed],
             capture_output=True,
             text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE)},
         )
         if done.returncode:
             raise SystemExit(f"{config}, sharing {side}, failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -155,13 +161,13 @@ def agreement(off: Run, on: Run) -> str:
 
 def report(sections: list[str], args: argparse.Namespace, passed: list[str]) -> str:
     """All tables with their machine."""
-    extra = f", `{' '.join(passed)}`" if passed else ""
+    extra = f" -- {' '.join(passed)}" if passed else ""
     lines = [
         "# Whole training steps with and without shared prefixes",
         "",
-        f"`python benchmarks/sharing_step.py`, which says what is measured{extra}. Median over {args.repeats} runs a",
-        f"side of the median over {args.iterations} iterations after the first; ratios within one repeat (in brackets,",
-        f"the least and the most). {args.pretrained}.",
+        f"`python benchmarks/sharing_step.py{extra}`, which says what is measured.",
+        f"Runs of a side: {args.repeats}; counted iterations of each: {args.iterations}. Medians of the runs' medians;",
+        f"ratios within one repeat (in brackets, the least and the most). Policy: {args.pretrained}.",
         "",
         *sections,
         footer(torch.get_num_threads(), "lightning", "peft"),
