@@ -5,6 +5,7 @@ import os
 import threading
 import time
 
+from lit_agentrl.envs.pool import EnvironmentTimeoutError
 from lit_agentrl.envs.toy import EchoEnvironment, EchoSuite
 from lit_agentrl.types import Environment, Observation
 
@@ -25,6 +26,8 @@ class HostileEnvironment(EchoEnvironment):
             os._exit(3)
         if action == "raise":
             raise ValueError("no such word")
+        if action == "late":
+            raise EnvironmentTimeoutError("the server was too slow", 7.0)
         if action == "exit":
             raise SystemExit(1)
         return super().step(action)

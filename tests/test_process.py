@@ -106,6 +106,17 @@ def test_the_pool_knows_a_timeout_from_an_error(host):
     assert results[0].seconds >= 1
 
 
+def test_a_timeout_that_the_environment_reports_stays_one(host):
+    """An environment that waits for something of its own knows best; its process is none the worse."""
+    (failure,) = EnvironmentPool(1, None).call([lambda: host.make(WORD).step("late")])
+    assert (failure.reason, failure.message, failure.seconds) == (
+        StopReason.ENV_TIMEOUT,
+        "the server was too slow",
+        7.0,
+    )
+    assert host.num_replaced == 0
+
+
 def test_a_task_that_cannot_be_made_fails_alone(host):
     with pytest.raises(EnvironmentProcessError, match="not a word"):
         host.make("xyz")

@@ -247,10 +247,12 @@ class _Worker:
             raise EnvironmentTimeoutError(
                 f"no answer within {seconds:g} s; its process was killed", time.monotonic() - began
             )
-        succeeded, result = self._connection.recv()
-        if not succeeded:
-            raise EnvironmentProcessError(result)
-        return result
+        outcome, value, took = self._connection.recv()
+        if outcome == "timeout":
+            raise EnvironmentTimeoutError(value, took)
+        if outcome == "error":
+            raise EnvironmentProcessError(value)
+        return value
 
     def __del__(self) -> None:
         """A host that is dropped leaves no process behind."""

@@ -12,12 +12,13 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
+from lit_agentrl.envs.pool import EnvironmentTimeoutError
 from lit_agentrl.types import Environment, EnvironmentSuite, RestorableEnvironment
 
-Reply = tuple[bool, Any]
-"""Whether the call went through, and its result or the error's text."""
+Reply = tuple[Literal["result", "error", "timeout"], Any, float]
+"""What came of a call; its result or the error's text; and the seconds until an environment timed out by itself."""
 
 
 class Worker:
@@ -63,23 +64,25 @@ def serve(connection: Connection, seconds: float) -> None:
         except EOFError:
             return
         except Exception as error:  # the suite's class is in no module that can be imported here
-            connection.send((False, _describe(error)))
+            connection.send(("error", _describe(error), 0.0))
             return
         if seconds:  # its watchdog is a thread in C: it works while an environment holds the interpreter lock
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             if worker is None:
                 worker = Worker(call)
-                reply: Reply = (True, None)
+                reply: Reply = ("result", None, 0.0)
             else:
-                reply = (True, worker.answer(*call))
+                reply = ("result", worker.answer(*call), 0.0)
+        except EnvironmentTimeoutError as error:
+            reply = ("timeout", str(error), error.seconds)
         except BaseException as error:  # SystemExit too: an environment must not end the process that others are in
-            reply = (False, _describe(error))
+            reply = ("error", _describe(error), 0.0)
         faulthandler.cancel_dump_traceback_later()
         try:
             connection.send(reply)
         except Exception as error:  # an anchor or a snapshot that cannot be pickled
-            connection.send((False, _describe(error)))
+            connection.send(("error", _describe(error), 0.0))
 
 
 def _describe(error: BaseException) -> str:
