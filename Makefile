@@ -1,7 +1,7 @@
 # make quickstart   train a real agent: environment, install, run
 # make test         the whole test suite (README's command)
 # make lint         ruff, ruff format and mypy
-# make bench        every script of benchmarks/ (about an hour)
+# make bench        every script of benchmarks/ (about two hours)
 # make clean        remove caches and builds; .venv and runs/ stay
 #
 # PYTHON=/path/to/python3.11 chooses the interpreter that .venv is made with.
@@ -65,8 +65,9 @@ $(VENV)/.bench: $(VENV)/.installed
 	@$(PIP) --editable ".[bench]"
 	@touch $@
 
+# 2 is how a script ends that needs what this machine does not have: a GPU.
 bench: $(VENV)/.bench
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || [ $$? -eq 2 ]; done
 
 clean:  # not .venv, which takes minutes, nor runs/, which may be results
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -25,6 +25,7 @@ ratio is taken within one repeat; only `padded, all rows` is measured once.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -42,6 +43,7 @@ from prefix_sides import loss_and_gradients, random_qwen3, side
 from prefix_tables import CaseResult, Measured, equality_table, footer, markdown, memory_table, ratio, time_table
 from transformers import Qwen3Config
 
+from lit_agentrl.errors import missing_extra
 from lit_agentrl.models import PackedTree
 from lit_agentrl.models.scoring import MIN_REUSE, MIN_REUSE_DENSE
 
@@ -79,6 +81,8 @@ def main() -> None:
     names = args.cases.split(",")
     if unknown := sorted(set(names) - set(CASES)):
         parser.error(f"--cases: unknown {unknown}; there are {', '.join(CASES)}.")
+    if importlib.util.find_spec("prefix_grouper") is None:
+        raise SystemExit(str(missing_extra("prefix-grouper", "bench", "benchmarks/prefix.py")))
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes below
     bench = Bench(1 if args.quick else args.repeats, args.threads, args.quick)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lit_agentrl.errors import missing_extra
 from lit_agentrl.losses import clipped_surrogate
 from lit_agentrl.models import PackedTree, PaddedModel, PrefixGroupedModel, token_logprobs
 from lit_agentrl.models.lm_parts import decoder_of, head_of
@@ -101,10 +100,8 @@ def prefix_grouper(lm: nn.Module) -> Scorer:
     It knows one shared prefix; below, trees and turns are computed for every row again. Its attention takes a mask of
     padding and leaves causality to FlashAttention 2, so on CPU it is given SDPA with that meaning (`_sdpa_for_groups`).
     """
-    try:
-        from prefix_grouper import PrefixGrouper
-    except ImportError:
-        raise missing_extra("prefix-grouper", "bench", "This benchmark's comparison with Prefix Grouper") from None
+    from prefix_grouper import PrefixGrouper
+
     ALL_ATTENTION_FUNCTIONS.register(PREFIX_GROUPER, _grouped_attention)
     decoder = decoder_of(lm)
 
