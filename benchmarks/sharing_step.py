@@ -35,6 +35,7 @@ from lit_agentrl.types import Trajectory
 HERE = Path(__file__).parent
 QUICKSTART = HERE.parent / "configs" / "experiment" / "grpopp_textworld.yaml"
 SIDES = {"on": "auto", "off": "false"}
+SHORT = 0.05  # seconds
 PHASES = ("collect", "prepare", "update", "step")
 
 
@@ -137,6 +138,9 @@ def table(runs: dict[str, list[Run]]) -> list[str]:
     ratios = [[off.seconds(phase) / on.seconds(phase) for off, on in pairs] for phase in PHASES]
     peaks = [off.iterations[-1]["memory/peak_gib"] / on.iterations[-1]["memory/peak_gib"] for off, on in pairs]
     cells = [f"**{statistics.median(each):.2f}x** ({min(each):.2f}-{max(each):.2f})" for each in [*ratios, peaks]]
+    for place, phase in enumerate(PHASES):
+        if any(off.seconds(phase) < SHORT for off, _ in pairs):
+            cells[place] = "-"  # a ratio of noise
     rows.append(["off over on", *cells])
     lines = markdown(("", *(f"{phase} s" for phase in PHASES), "peak GiB"), rows)
     return [*lines, "", agreement(*pairs[0])]
