@@ -19,6 +19,7 @@ usage: lit-agentrl COMMAND [options]
   test       the same through Lightning's test loop
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
+  make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
@@ -67,6 +68,10 @@ def _dispatch(command: str, options: list[str]) -> None:
         from lit_agentrl.envs.webshop.demo import main as make_webshop_demo
 
         make_webshop_demo(options)
+    elif command == "make-alfworld-games":
+        from lit_agentrl.envs.alfworld.maker import main as make_alfworld_games
+
+        make_alfworld_games(options)
     elif command in LIGHTNING_COMMANDS:
         from lit_agentrl.lightning_cli import run
 
@@ -76,5 +81,5 @@ def _dispatch(command: str, options: list[str]) -> None:
             # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
             raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
     else:
-        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo")
+        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo", "make-alfworld-games")
         raise UserError(f"there is no command {command!r}. Commands: {', '.join(commands)}.")

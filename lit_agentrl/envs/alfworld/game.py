@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lit_agentrl.envs.alfworld.grammar import Grammar, read_grammar
+from lit_agentrl.envs.alfworld.grammar import ForEach, Grammar, read_grammar
 from lit_agentrl.envs.alfworld.matching import Binding, Facts, World, grounded
 from lit_agentrl.envs.alfworld.narrator import Narrator, display_names
 from lit_agentrl.envs.alfworld.pddl import (
@@ -160,7 +160,7 @@ def _watched(texts: Grammar) -> frozenset[str]:
     """The predicates whose taken-back facts some text asks for."""
     queries = [rule.condition for rules in texts.productions.values() for rule in rules]
     symbols = [symbol for rules in texts.productions.values() for rule in rules for symbol in rule.symbols]
-    queries += [symbol.query for symbol in symbols if hasattr(symbol, "query")]
+    queries += [symbol.query for symbol in symbols if isinstance(symbol, ForEach)]
     return frozenset(p.removeprefix(TAKEN_BACK) for query in queries for p, _ in query if p.startswith(TAKEN_BACK))
 
 

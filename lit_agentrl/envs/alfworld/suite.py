@@ -161,7 +161,7 @@ def _open_game(path: Path, release: TextRelease) -> ALFWorldGame:
     text = _read(path, release)
     try:
         return ALFWorldGame(text.domain, text.grammar, text.problem)
-    except (PddlError, GrammarError, ValueError, LookupError, TypeError) as error:
+    except (PddlError, GrammarError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise BrokenGame(f"{path} cannot be played: {error}. Download or make it again.") from None
 
 
