@@ -1,6 +1,7 @@
 """Games made in ALFWorld's format: all types, winnable, honest labels, disjoint splits, the same for the same seed."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from lit_agentrl.envs.alfworld.files import GAME, KINDS
 from lit_agentrl.envs.alfworld.floor_plans import UNSEEN_PLANS, floor_plans, read_tables
 from lit_agentrl.envs.alfworld.maker import MARK, Counts, make_games
 from lit_agentrl.errors import UserError
+from tiny import build_tiny_lm
 
 pytest.importorskip("alfworld", reason="needs the alfworld extra: pip install 'lit-agentrl[alfworld]'")
 
@@ -168,3 +170,25 @@ def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "alfworld", None)
     with pytest.raises(UserError, match=r"pip install 'lit-agentrl\[alfworld\]'"):
         read_tables.__wrapped__()
+
+
+def test_the_documented_run_trains(made, tmp_path):
+    """The YAML of docs/alfworld.md, with the tiny model on made games."""
+    document = (Path(__file__).parent.parent / "docs" / "alfworld.md").read_text()
+    config = tmp_path / "config.yaml"
+    config.write_text(re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)[0])
+    given = {
+        "model.pretrained": build_tiny_lm(tmp_path / "lm", max_position_embeddings=4096),
+        "data.environment.init_args.data": made,
+        "data.rollout.init_args.max_steps": 2,
+        "data.rollout.init_args.cut_actions": "continue",
+        "data.sampling.max_new_tokens": 8,
+        "data.max_length": 4096,
+        "evaluation.num_tasks": 2,
+        "trainer.max_epochs": 1,
+        "trainer.default_root_dir": tmp_path / "run",
+    }
+    main(["fit", "--config", str(config), *(word for k, v in given.items() for word in (f"--{k}", str(v)))])
+    (transcripts,) = (tmp_path / "run" / "transcripts").glob("iteration_*.jsonl")
+    assert transcripts.read_text().count("You are in the middle of a room") >= 8
+    assert "Nothing happens." in transcripts.read_text()

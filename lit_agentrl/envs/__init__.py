@@ -1,5 +1,6 @@
 """Environments: one file each, behind the protocols of `lit_agentrl.types`."""
 
+from lit_agentrl.envs.alfworld import ALFWorldSuite
 from lit_agentrl.envs.blackjack import BlackjackSuite
 from lit_agentrl.envs.gymnasium import GymnasiumSuite
 from lit_agentrl.envs.minigrid import MiniGridSuite
@@ -16,6 +17,7 @@ from lit_agentrl.envs.verifiers import VerifiersSuite
 from lit_agentrl.envs.webshop import WebShopSuite
 
 __all__ = [
+    "ALFWorldSuite",
     "BlackjackSuite",
     "EZPointsSuite",
     "EchoSuite",

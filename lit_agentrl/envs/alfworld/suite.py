@@ -34,7 +34,7 @@ from lit_agentrl.types import Conversation, Split, WalkthroughSuite
 log = logging.getLogger(__name__)
 
 GAMES_KEPT = 512
-"""Games of a process that stay read: a game takes about a megabyte, and some ten milliseconds to read again."""
+"""Games of a process that stay read: each takes 0.3 MB, and some milliseconds to read again."""
 
 
 class ALFWorldSuite(WalkthroughSuite):
