@@ -253,6 +253,7 @@ def test_broken_files_are_left_out_counted_and_named(folder, caplog):
         {"pddl_domain": "x"},
         {"grammar": "x"},
         {"grammar": GRAMMAR.replace('"task"', '"tusk"')},
+        {"grammar": GRAMMAR.replace("action Go", "action Walk")},
     ],
 )
 def test_a_game_whose_contents_are_broken_names_its_file(tmp_path, changes):

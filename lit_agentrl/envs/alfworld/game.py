@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lit_agentrl.envs.alfworld.grammar import ForEach, Grammar, read_grammar
+from lit_agentrl.envs.alfworld.grammar import ForEach, Grammar, GrammarError, read_grammar
 from lit_agentrl.envs.alfworld.matching import Binding, Facts, World, grounded
 from lit_agentrl.envs.alfworld.narrator import Narrator, display_names
 from lit_agentrl.envs.alfworld.pddl import (
@@ -57,6 +57,8 @@ class ALFWorldGame:
         self._domain, self._problem = read_domain(domain), read_problem(problem)
         texts = read_grammar(grammar)
         self.actions = self._domain.actions
+        if silent := [a.name for a in self.actions if a.name not in texts.commands or a.name not in texts.feedback]:
+            raise GrammarError(f"it has no command or no feedback for the actions {', '.join(silent)}")
         types = {**self._domain.constants, **self._problem.types}
         changing = {f[0] for a in self.actions for e in a.effects for f in (*e.added, *e.deleted)}
         self._watched = _watched(texts)
