@@ -1,6 +1,9 @@
 """ALFWorld's rules and texts: a world known by heart, and TextWorld's engine as a twin on real and made games."""
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,27 @@ def test_wins_asks_for_the_win_at_the_end():
     assert not wins(game, ["go to desk 1"])
     assert not wins(game, ["take lamp 1"])
     assert not wins(game, ["go to desk 1", "take lamp 1", "go to chest 1"])
+
+
+def test_plans_and_keys_are_the_same_in_every_process():
+    """Sets of texts are gone through in another order in each."""
+    program = (
+        "from alfworld_parts import tiny; from lit_agentrl.envs.alfworld.planner import commands_of, plan;"
+        "game = tiny('(exists (?t ?s - thing) (and (not (= ?t ?s)) (in ?t desk_bar_1) (in ?s chest_bar_1)))');"
+        "print(commands_of(game, plan(game)), game.key(game.start))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
 
 
 def test_keys_are_equal_for_equal_states():
