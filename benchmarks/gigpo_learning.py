@@ -1,14 +1,15 @@
-"""Does the step level help? GiGPO against GRPO++ with GRPO's advantage, on TextWorld games of 4 or 5 commands.
+"""Does the step level help? GiGPO against GRPO++ with GRPO's advantage, on TextWorld games of 6 to 8 commands.
 
-Run (under 50 minutes on 2 idle cores): `python benchmarks/gigpo_learning.py [--seeds 0 1 2] [--root FOLDER]`.
-Both start from the same warmed-up policy and share every setting of `configs/experiment/gigpo_textworld.yaml`: games,
-rollouts, learning rate, clips, and per seed the prompts and the sampling noise. The games pay 1 when they are won and
-nothing on the way. GiGPO compares steps by the environment's state, since most texts of these games stand for several
-states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. Neither fines invalid
-actions, which GRPO could not tell apart. The held-out games are the same for all; decoding is
-greedy. Two runs go side by side, with a thread each. What is finished is not run again, and what was interrupted is
-resumed. Results are appended to `<root>/results.jsonl`; `--report` reads it and writes the table and the curves beside
-this file.
+Run (about 40 minutes on 2 cores): `python benchmarks/gigpo_learning.py [--seeds 0 1 2] [--root FOLDER]`.
+The policy is a million weights, trained from nothing on the solutions of 1,500 training games (`small_policy.py`), so
+that many iterations of several seeds fit a CPU. From there both methods share every setting: games, rollouts, learning
+rate, clips, and per seed the prompts and the sampling noise; none of them was tuned for either. The games pay 1 when
+they are won and nothing on the way. GiGPO compares steps by the environment's state, since most texts of these games
+stand for several states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. Neither
+fines invalid actions, which GRPO could not tell apart. The held-out games are the same for all; decoding is greedy. Two
+runs go side by side, with a thread each. What is finished is not run again, and what was interrupted is resumed.
+Results are appended to `<root>/results.jsonl`; `--report` reads it and writes the table and the curves beside this
+file.
 """
 
 from __future__ import annotations
@@ -26,21 +27,25 @@ from threading import Lock
 from typing import Any
 
 from gigpo_report import write_report
+from small_policy import build
+
+from lit_agentrl.envs import TextWorldSuite
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent / "configs" / "experiment"
 SHARED = {
-    "lora": {"r": 16, "alpha": 32},
+    "lora": None,
     "clip_high": 0.28,
     "dual_clip": 3.0,
     "drop_zero_advantage": True,
-    "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3.0e-4, "weight_decay": 0.0}},
+    "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5.0e-4, "weight_decay": 0.0}},
 }
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"class_path": "GRPOPlusPlusModule", "init_args": SHARED | {"advantage": "grpo"}},
     "gigpo": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "state", "invalid_penalty": 0.0}},
     "gigpo_text": {"class_path": "GiGPOModule", "init_args": SHARED | {"anchor": "text", "invalid_penalty": 0.0}},
 }
+GAMES: dict[str, Any] = {"class_path": "TextWorldSuite", "init_args": {"level": "medium", "num_train": 3000}}
 PHASES = ("collect", "advantages", "prepare", "update", "evaluate")
 WRITING = Lock()
 
@@ -50,9 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["grpo", "gigpo"])
-    parser.add_argument("--iterations", type=int, default=18)
-    parser.add_argument("--tasks", type=int, default=48, help="held-out games")
-    parser.add_argument("--every", type=int, default=6, help="iterations between evaluations")
+    parser.add_argument("--iterations", type=int, default=36)
+    parser.add_argument("--tasks", type=int, default=100, help="held-out games")
+    parser.add_argument("--every", type=int, default=9, help="iterations between evaluations")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--root", default="runs/bench_gigpo")
     parser.add_argument("--out", type=Path, default=HERE, help="where the report goes")
@@ -66,6 +71,9 @@ def main() -> None:
             "trainer.max_epochs": parsed.iterations,
             "evaluation.num_tasks": parsed.tasks,
             "evaluation.every_n_epochs": parsed.every,
+            "data.environment": json.dumps(GAMES),
+            "data.rollout.max_steps": 12,
+            "data.num_prompts": 16,
         }
         with ThreadPoolExecutor(parsed.jobs) as pool:
             list(pool.map(lambda pair: run(*pair, root, start, sizes), wanted))
@@ -76,7 +84,18 @@ def warm_up(root: Path) -> Path:
     """The folder of the policy that every run starts from."""
     folder = root / "warmup"
     if not (folder / "export" / "model.safetensors").exists():
-        command(folder, "gigpo_textworld_warmup", {}, threads=os.cpu_count() or 1)
+        options: dict[str, object] = {
+            "model.pretrained": build(root / "base", TextWorldSuite(**GAMES["init_args"])),
+            "model.lora": "null",
+            "model.optimizer.lr": 2e-3,
+            "trainer.max_epochs": 11,
+            "data.source.environment": json.dumps(GAMES),
+            "data.source.num_tasks": 1500,
+            "data.batch_size": 32,
+            "data.max_tokens": 8192,
+            "trainer.gradient_clip_val": 1.0,
+        }
+        command(folder, "gigpo_textworld_warmup", options)
     return folder / "export"
 
 
@@ -90,7 +109,7 @@ def run(method: str, seed: int, root: Path, start: Path, sizes: dict[str, object
         lines.write(json.dumps(result(method, seed, folder)) + "\n")
 
 
-def command(folder: Path, experiment: str, options: dict[str, object], threads: int = 1) -> None:
+def command(folder: Path, experiment: str, options: dict[str, object]) -> None:
     """`lit-agentrl fit`, resumed where it was interrupted; its output lies in `<folder>.log`."""
     given = options | {"trainer.default_root_dir": folder}
     if (folder / "checkpoints" / "last.ckpt").exists():
@@ -105,7 +124,7 @@ def command(folder: Path, experiment: str, options: dict[str, object], threads: 
             check=True,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     print(f"{folder.name}: finished", flush=True)
 
