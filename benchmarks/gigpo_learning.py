@@ -3,13 +3,15 @@
 Run (about 40 minutes on 2 cores): `python benchmarks/gigpo_learning.py [--seeds 0 1 2] [--root FOLDER]`.
 The policy is a million weights, trained from nothing on the solutions of 1,500 training games (`small_policy.py`), so
 that many iterations of several seeds fit a CPU. From there both methods share every setting: games, rollouts, learning
-rate, clips, and per seed the prompts and the sampling noise; none of them was tuned for either. The games pay 1 when
-they are won and nothing on the way. GiGPO compares steps by the environment's state, since most texts of these games
-stand for several states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's text anchor. Neither
-fines invalid actions, which GRPO could not tell apart. The held-out games are the same for all; decoding is greedy. Two
-runs go side by side, with a thread each. What is finished is not run again, and what was interrupted is resumed.
-Results are appended to `<root>/results.jsonl`; `--report` reads it and writes the table and the curves beside this
-file.
+rate, clips, and per seed the prompts and the sampling noise. They were chosen once for both: with twice the learning
+rate and four updates an iteration both collapsed within 9 iterations of one seed (GiGPO to 11 %, GRPO to 5 %).
+
+The games pay 1 when they are won and nothing on the way. GiGPO compares steps by the environment's state, since most
+texts of these games stand for several states (`benchmarks/gigpo_aliasing.py`); `--methods gigpo_text` adds the paper's
+text anchor. Neither fines invalid actions, which GRPO could not tell apart. The held-out games are the same for all,
+and are played as in training, at temperature 1. Two runs go side by side, with a thread each. What is finished is not
+run again, and what was interrupted is resumed. Results are appended to `<root>/results.jsonl`; `--report` reads it and
+writes the table and the curves beside this file.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def main() -> None:
             "data.environment": json.dumps(GAMES),
             "data.rollout.max_steps": 12,
             "data.num_prompts": 16,
+            "evaluation.sampling.temperature": 1.0,
         }
         with ThreadPoolExecutor(parsed.jobs) as pool:
             list(pool.map(lambda pair: run(*pair, root, start, sizes), wanted))
