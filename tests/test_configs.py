@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_agentrl.cli import main
+from lit_agentrl.envs.alfworld.maker import Counts, make_games
 from lit_agentrl.envs.webshop.demo import write_demo
 from runs import ECHO, ROOT, checkpoint, metrics
 from tiny import build_tiny_lm
@@ -36,6 +37,17 @@ SHOP = {
     "data.environment.max_page_chars": 600,
 }
 SMALL: dict[str, dict[str, object]] = {
+    "gigpo_alfworld_cpu": {
+        "data.num_prompts": 2,
+        "data.group_size": 4,
+        "data.rollout.max_steps": 3,
+        "data.max_length": 2040,
+        "data.max_tokens": 8160,
+        "evaluation.num_tasks": 2,
+    },
+    "gigpo_alfworld_qwen2.5_1.5b": LARGE,
+    "gigpo_alfworld_qwen2.5_7b": LARGE,
+    "gigpo_alfworld_warmup": {"data.source.num_tasks": 2, "data.max_length": 2040, "data.max_tokens": 8160},
     "gigpo_blackjack_qwen2.5_3b": LARGE,
     "gigpo_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
     "gigpo_ezpoints_qwen2.5_3b": LARGE,
@@ -65,12 +77,15 @@ def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[st
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
-def test_experiments_run(path, long_lm, tmp_path):
+def test_experiments_run(path, long_lm, tmp_path, request):
     """As shipped, but for the model and the size: one iteration leaves a checkpoint and an export."""
     more = dict(SMALL[path.stem])
     if "webshop" in path.stem:
         write_demo(tmp_path / "shop", num_products=40)
         more["data.environment.folder"] = tmp_path / "shop"
+    if "alfworld" in path.stem:
+        option = "data.source.environment.data" if "warmup" in path.stem else "data.environment.data"
+        more[option] = request.getfixturevalue("alfworld_games")
     main(arguments(path, long_lm, tmp_path, **more))
     assert checkpoint(tmp_path)["global_step"] >= 1
     played = [float(row["length/steps"]) for row in metrics(tmp_path) if row.get("length/steps")]
@@ -146,3 +161,12 @@ def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
 def long_lm(tmp_path_factory):
     """The tiny model with room for the quickstart's prompts, which are some 500 bytes long."""
     return build_tiny_lm(tmp_path_factory.mktemp("long") / "lm", max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def alfworld_games(tmp_path_factory):
+    """A handful of made games, two of each type to train on."""
+    pytest.importorskip("alfworld", reason="makes games: needs pip install 'lit-agentrl[alfworld]'")
+    folder = tmp_path_factory.mktemp("alfworld") / "games"
+    make_games(folder, Counts(num_train=12, num_valid_seen=6, num_valid_unseen=0))
+    return folder
