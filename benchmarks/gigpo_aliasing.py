@@ -48,6 +48,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for kind in KINDS:
         print(row(kind, groups, num_steps))
+    print(f"\n{commonest(groups)}")
 
 
 def play(suite: EnvironmentSuite, task: str, max_steps: int, bad: float, rng: random.Random) -> Trajectory:
@@ -84,6 +85,28 @@ def row(kind: AnchorKind, groups: list[list[Trajectory]], num_steps: int) -> str
     return (
         f"| `{kind}` | {len(sizes)} | {alone} | {sizes[largest]} steps, {len(states[largest])} states | "
         f"{100 * mixed / num_steps:.1f} % of steps | {text} |"
+    )
+
+
+def commonest(groups: list[list[Trajectory]]) -> str:
+    """The text seen most often: how many states it stands for in each task, and how the other texts fare."""
+    states: dict[tuple[int, str], Counter[Hashable]] = defaultdict(Counter)
+    for number, group in enumerate(groups):
+        for trajectory in group:
+            for state, step in zip(anchor_keys(trajectory, "state"), trajectory.steps, strict=True):
+                states[number, step.state][state] += 1
+    counts: Counter[str] = Counter()
+    for (_, text), found in states.items():
+        counts[text] += sum(found.values())
+    top, num_top = counts.most_common(1)[0]
+    per_task = [len(found) for (_, text), found in states.items() if text == top]
+    others = [found for (_, text), found in states.items() if text != top]
+    mixed = sum(sum(found.values()) for found in others if len(found) > 1)
+    rest = sum(counts.values()) - num_top
+    return (
+        f"{top!r}: {num_top} steps ({num_top / sum(counts.values()):.0%}); in {len(per_task)} tasks it stands for "
+        f"{min(per_task)} to {max(per_task)} states, {sum(per_task) / len(per_task):.0f} on average. Of the other "
+        f"{rest} steps {mixed / rest:.0%} are in a group of several states."
     )
 
 
