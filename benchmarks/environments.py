@@ -100,11 +100,12 @@ def main() -> None:
 
 def write(lines: list[str], args: argparse.Namespace) -> None:
     """The table beside the script."""
+    command = f"python benchmarks/environments.py --repeats {args.repeats} --threads {args.threads}"
     text = [
         "# What environments add to a rollout\n",
-        f"`python benchmarks/environments.py --repeats {args.repeats} --threads {args.threads}`: {args.episodes} episodes side by side, up to {args.steps} steps of at "
-        f"most {args.new} tokens, {MODEL} on {args.threads} threads, {NUM_WORKERS} workers; medians of {args.repeats}. "
-        "A call is making and resetting an environment, or one step; waiting for the pool counts as environment.\n",
+        f"`{command}`: {args.episodes} episodes side by side, up to {args.steps} steps of at most {args.new} tokens, "
+        f"{MODEL} on {args.threads} threads, {NUM_WORKERS} workers; medians of {args.repeats}. A call is making and "
+        "resetting an environment, a step, or closing it; waiting for the pool counts as environment.\n",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
         *lines,
