@@ -41,7 +41,7 @@ def head() -> list[str]:
         "# GiGPO against GRPO on TextWorld games of 6 to 8 commands",
         "",
         "`python benchmarks/gigpo_learning.py`. Success on held-out games, sampled, from one warmed-up policy of a",
-        "million weights; everything but the advantage is the same, and nothing was tuned for either. Wilson's",
+        "million weights; everything but the advantage is the same, and was chosen once for both. Wilson's",
         "interval is over all games of all seeds: it is about the games, and knows little of other seeds.",
         "",
         "![Success by iteration](gigpo_learning.svg)",
