@@ -8,10 +8,12 @@ CPU time, one thread, means over all games of the split. Steps are those of the 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from statistics import mean
 
 from lit_agentrl.envs import ALFWorldSuite
+from lit_agentrl.errors import UserError
 
 
 def main() -> None:
@@ -20,7 +22,11 @@ def main() -> None:
     parser.add_argument("--data", help="the folder of the games; by default $ALFWORLD_DATA")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"])
     parsed = parser.parse_args()
-    suite = ALFWorldSuite(parsed.data)
+    try:
+        suite = ALFWorldSuite(parsed.data)
+    except UserError as error:  # 2 is what `make bench` takes for "cannot run here"
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     tasks = list(suite.tasks(parsed.split))
     times: dict[str, list[float]] = {
         "read and start": [],
