@@ -61,7 +61,7 @@ def trajectory_record(prompt_id: str, index: int, trajectory: Trajectory) -> Tra
         "error": trajectory.error,
         "metrics": {name: _finite(value) for name, value in trajectory.metrics.items()},
         "mean_logprob": _mean_logprob(trajectory.steps),
-        "env_seconds": _finite(trajectory.env_seconds),
+        "env_seconds": _finite(trajectory.cost.env_seconds),
     }
 
 

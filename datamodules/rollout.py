@@ -82,7 +82,7 @@ class RolloutDataModule(L.LightningDataModule):
         rewards: The components of the total reward.
         sampling: How training actions are sampled.
         num_prompts: Prompts of an iteration, over all ranks.
-        group_size: Trajectories of a prompt.
+        group_size: Trajectories of a prompt; by default 8, or what the rollout's trees have.
         max_length: Tokens an episode may hold, prompt and answers together.
         max_tokens: Token budget of a micro-batch: unique tokens where prefixes are shared, else padded ones.
         num_updates: Optimiser steps of an iteration; each takes its share of the prompts.
@@ -108,7 +108,7 @@ class RolloutDataModule(L.LightningDataModule):
         rewards: list[Reward] | None = None,
         sampling: SamplingParams = SamplingParams(),  # noqa: B008  # frozen
         num_prompts: int = 8,
-        group_size: int = 8,
+        group_size: int | None = None,
         max_length: int = 1024,
         max_tokens: int = 8192,
         num_updates: int = 1,
@@ -127,7 +127,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.engine: Engine = engine or HFEngine()
         self.rollout: RolloutStrategy = rollout or ChainRollout()
         self.rewards = rewards or [Reward()]
-        self.sampling, self.num_prompts, self.group_size = sampling, num_prompts, group_size
+        self.sampling, self.num_prompts = sampling, num_prompts
+        self.group_size = self.rollout.group_size(group_size)
         self.max_length, self.max_tokens = max_length, max_tokens
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
         self.memory = memory
@@ -308,7 +309,11 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         _, chat, pool = self._parts()
         # Not every model's configuration names the token that its chat template ends a turn with.
-        sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()))
+        sampling = replace(
+            sampling,
+            stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()),
+            stop=(*sampling.stop, *self.environment.stop_strings),
+        )
         context = RolloutContext(
             self.engine,
             chat,
@@ -321,7 +326,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.memory,
         )
         with self.trainer.precision_plugin.forward_context():
-            groups = self.rollout.collect(prompts, group_size, context)
+            strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
+            groups = strategy.collect(prompts, group_size, context)
         score(groups, self.rewards)
         for group in groups:
             group.kind = self.environment.kind(group.prompt_id)

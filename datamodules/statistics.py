@@ -42,7 +42,7 @@ def iteration_metrics(
         "zero_signal": float(sum(_flat(group) for group in groups)),
         "rows": float(sum(len(group_rows) for group_rows in rows)),
         "row_tokens": float(sum(len(row.token_ids) for group_rows in rows for row in group_rows)),
-        "env_seconds": sum(t.env_seconds for t in every),
+        "env_seconds": sum(t.cost.env_seconds for t in every),
         "leaked": float(num_leaked),
     }
     sums |= {f"stop/{reason}": float(sum(t.stop_reason is reason for t in every)) for reason in StopReason}

@@ -34,7 +34,7 @@ class Row:
         """How many tokens of the row carry a loss."""
         return sum(self.action_mask)
 
-    def extend(self, token_ids: list[int], logprobs: list[float] | None = None, advantage: float = 0.0) -> None:
+    def extend(self, token_ids: Sequence[int], logprobs: list[float] | None = None, advantage: float = 0.0) -> None:
         """Append context tokens, or, with their log-probabilities, sampled ones."""
         self.token_ids += token_ids
         self.action_mask += [logprobs is not None] * len(token_ids)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -51,8 +51,8 @@ class StopReason(StrEnum):
 class Step:
     """One decision of the policy: everything it saw, and the tokens it answered with."""
 
-    context_ids: list[int]
-    """Every token the policy saw, chat template included."""
+    context_ids: Sequence[int]
+    """Every token the policy saw, chat template included. Steps of a branch may be views of one list."""
     action_ids: list[int]
     """The sampled tokens, exactly as sampled (the end-of-turn token included when it was sampled)."""
     logprobs: list[float]
@@ -74,6 +74,32 @@ class Step:
 
 
 @dataclass(slots=True)
+class Ledger:
+    """What rollouts cost. Ledgers add up: what trajectories share is in the ledger of the one that paid for it."""
+
+    generated_tokens: int = 0
+    """Sampled tokens."""
+    prefilled_tokens: int = 0
+    """Context tokens whose keys and values were computed."""
+    cached_tokens: int = 0
+    """Context tokens whose keys and values were there already."""
+    tool_calls: int = 0
+    """What the environment counts as such (`metrics["tool_calls"]`), replayed ones included."""
+    env_steps: int = 0
+    """Actions that environments carried out, replayed ones included."""
+    replayed_steps: int = 0
+    """Actions carried out again to reach a state that could not be restored."""
+    env_seconds: float = 0.0
+    """Seconds inside environments, added up over those that ran side by side."""
+    generation_seconds: float = 0.0
+    """Share of the engine's wall clock: that of a call is split by the tokens generated in it."""
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """The cost of both."""
+        return Ledger(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(slots=True)
 class Trajectory:
     """One episode: K steps, why it ended and what it earned. Trajectories of a tree share `Step` objects."""
 
@@ -88,8 +114,8 @@ class Trajectory:
     """Whether the task was solved; None where the environment does not say."""
     error: str = ""
     """The environment's error text when `stop_reason.is_failure`."""
-    env_seconds: float = 0.0
-    """Seconds spent inside the environment."""
+    cost: Ledger = field(default_factory=Ledger)
+    """What this trajectory alone cost: a branch of a tree pays from where it left the others."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The environment's own numbers at the end of the episode, where it has such (`Environment.metrics`)."""
     num_shortened: int = 0
@@ -104,6 +130,13 @@ class TrajectoryGroup:
     trajectories: list[Trajectory]
     kind: str = ""
     """The type of the task, as the suite names it."""
+    dropped_cost: Ledger = field(default_factory=Ledger)
+    """What trajectories cost that were played and not kept."""
+
+    @property
+    def cost(self) -> Ledger:
+        """What all of the group cost."""
+        return sum((trajectory.cost for trajectory in self.trajectories), self.dropped_cost)
 
 
 @dataclass
@@ -166,6 +199,7 @@ class Environment(Protocol):
     """One episode of one task. Used by one thread at a time; single-use: `reset` is called once, first.
 
     An environment may also have a property `metrics`, a mapping of names to numbers that evaluation logs the means of.
+    Its `tool_calls`, the calls of the episode so far, are what budgets count.
     """
 
     def reset(self) -> Observation:
@@ -209,6 +243,8 @@ class EnvironmentSuite(ABC):
 
     needs_process: ClassVar[bool] = False
     """Whether episodes should run in worker processes: their code holds the interpreter lock, leaks, or can crash."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end an action as soon as the policy has written one: whatever comes after would be thrown away."""
 
     @abstractmethod
     def tasks(self, split: Split) -> Sequence[str]:
@@ -247,6 +283,8 @@ class SamplingParams:
     """0 means no limit."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an action beside the model's own end-of-sequence tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an action; the token that completes one is the action's last, and is trained like the others."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from lit_agentrl.callbacks.records import (
 )
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import TEMPORARY_SUFFIX
-from lit_agentrl.types import StopReason
+from lit_agentrl.types import Ledger, StopReason
 
 
 def rendered(record, width=200):
@@ -31,7 +31,7 @@ def test_a_record_holds_what_happened():
         StopReason.MAX_STEPS,
         steps=[step("a", "b", 0.25, -1.0, valid=True), step("c", "dd", 0.0, -0.25)],
         tree_id=3,
-        env_seconds=1.5,
+        cost=Ledger(env_seconds=1.5),
         metrics={"score": 0.5},
     )
     assert trajectory_record("task-9", 4, episode) == {

@@ -44,7 +44,15 @@ class RolloutContext:
 
 
 class RolloutStrategy(ABC):
-    """How trajectories are gathered for prompts: one after another (`ChainRollout`), or as a tree."""
+    """How trajectories are gathered for prompts: side by side (`ChainRollout`), or as trees (`TreeRollout`)."""
+
+    def group_size(self, asked: int | None) -> int:
+        """Trajectories of a prompt, where `asked` is what the user wants (None: whatever the strategy gives)."""
+        return 8 if asked is None else asked
+
+    def evaluation(self) -> RolloutStrategy:
+        """The strategy that held-out tasks are played with: independent episodes."""
+        return self
 
     @abstractmethod
     def collect(self, prompts: Sequence[Prompt], group_size: int, context: RolloutContext) -> list[TrajectoryGroup]:

@@ -164,7 +164,7 @@ def _accept(episode: Episode, result: EnvironmentState | EnvironmentFailure) -> 
     result.observation.system = episode.system  # stated once, it holds for the episode: a rebuilt prompt repeats it
     episode.state = result
     episode.trajectory.success, episode.trajectory.metrics = result.success, result.metrics
-    episode.trajectory.env_seconds += result.seconds
+    episode.trajectory.cost.env_seconds += result.seconds
     return True
 
 

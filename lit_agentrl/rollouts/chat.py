@@ -7,6 +7,7 @@ Nothing that the policy saw or said is ever rendered or tokenised again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -53,11 +54,11 @@ class Chat:
         """The token ids of an episode's first prompt, generation prompt included."""
         return self._encode(_render(self.tokenizer, _messages(observation)))
 
-    def next_context(self, context_ids: list[int], action_ids: list[int], observation: Observation) -> list[int]:
+    def next_context(self, context_ids: Sequence[int], action_ids: list[int], observation: Observation) -> list[int]:
         """Everything the policy sees at the next step: the old context, its own tokens, then the new observation."""
         if self.mode == "rebuild":
             return self.opening(observation)
-        return context_ids + action_ids + self.delta(action_ids, observation.text)
+        return [*context_ids, *action_ids, *self.delta(action_ids, observation.text)]
 
     def delta(self, action_ids: list[int], text: str) -> list[int]:
         """The ids between an action and the next one: end of turn (unless it was sampled), user turn, answer prefix."""
