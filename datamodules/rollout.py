@@ -23,6 +23,7 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer, max_context
 from lit_agentrl.rewards import Reward, check_rewards, score
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
+from lit_agentrl.rollouts.budget import Budget
 from lit_agentrl.rollouts.chain import ChainRollout
 from lit_agentrl.rollouts.chat import Chat
 from lit_agentrl.rollouts.hf import HFEngine
@@ -93,6 +94,7 @@ class RolloutDataModule(L.LightningDataModule):
             where a method tells steps apart (GiGPO).
         chat: `append` later turns to the context, or `rebuild` the prompt at every step.
         memory: Writes the prompts that are rebuilt; None shows the observation alone.
+        budget: Hard cap on what the trajectories of a prompt may cost together; evaluation has none.
         num_workers: Threads, or processes, that step environments.
         workers: What they are; `auto` is processes for environments that ask for them (`needs_process`).
         step_deadline: Seconds an environment may take for one call before its episode fails.
@@ -117,6 +119,7 @@ class RolloutDataModule(L.LightningDataModule):
         signal: Literal["reward", "success", "advantage"] = "reward",
         chat: Literal["append", "rebuild"] = "append",
         memory: Memory | None = None,
+        budget: Budget | None = None,
         num_workers: int = 8,
         workers: Literal["auto", "threads", "processes"] = "auto",
         step_deadline: float = 60.0,
@@ -131,7 +134,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.group_size = self.rollout.group_size(group_size)
         self.max_length, self.max_tokens = max_length, max_tokens
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
-        self.memory = memory
+        self.memory, self.budget = memory, budget
         self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
         self.host = self._process_host(workers)
         """The worker processes, where environments run in such."""
@@ -167,6 +170,8 @@ class RolloutDataModule(L.LightningDataModule):
                 self.sampling.top_p,
                 self.sampling.top_k,
             )
+        if self.budget is not None:
+            self.budget.check_action(self.sampling.max_new_tokens)
         if self.memory is not None and self.chat_mode != "rebuild":
             raise UserError(
                 f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set "
@@ -323,6 +328,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.max_length,
             self.seed,
             iteration,
+            None if iteration == EVALUATION else self.budget,
             self.memory,
         )
         with self.trainer.precision_plugin.forward_context():

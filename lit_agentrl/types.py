@@ -71,6 +71,8 @@ class Step:
     """The action as text, special tokens removed, for transcripts and rewards."""
     finish: Literal["stop", "length"] = "stop"
     """Whether the action ended by itself or was cut at `max_new_tokens`."""
+    is_shortened: bool = False
+    """Whether history was left out of the prompt to fit the context."""
 
 
 @dataclass(slots=True)
@@ -118,8 +120,11 @@ class Trajectory:
     """What this trajectory alone cost: a branch of a tree pays from where it left the others."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The environment's own numbers at the end of the episode, where it has such (`Environment.metrics`)."""
-    num_shortened: int = 0
-    """Rebuilt prompts that history was left out of to fit the context."""
+
+    @property
+    def num_shortened(self) -> int:
+        """Rebuilt prompts that history was left out of to fit the context."""
+        return sum(step.is_shortened for step in self.steps)
 
 
 @dataclass(slots=True)
@@ -132,6 +137,8 @@ class TrajectoryGroup:
     """The type of the task, as the suite names it."""
     dropped_cost: Ledger = field(default_factory=Ledger)
     """What trajectories cost that were played and not kept."""
+    num_not_begun: int = 0
+    """Trajectories that the budget left no room for."""
 
     @property
     def cost(self) -> Ledger:
