@@ -27,7 +27,10 @@ def recompute_activations(lm: PreTrainedModel) -> None:
     layers = [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not lm.supports_gradient_checkpointing:
         raise UserError(f"{type(lm).__name__} does not support gradient_checkpointing: set it to false.")
-    lm.activation_checkpointing_enable()
+    if hasattr(lm, "activation_checkpointing_enable"):  # the new name in transformers; the old one warns there
+        lm.activation_checkpointing_enable()
+    else:
+        lm.gradient_checkpointing_enable()
     for layer in layers:
         layer.register_forward_pre_hook(_raise_flag, with_kwargs=True)
         layer.register_forward_hook(_lower_flag, always_call=True)
