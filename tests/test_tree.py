@@ -21,7 +21,7 @@ from lit_agentrl.rollouts.tokens import TokenView
 from lit_agentrl.rollouts.tree import TreeRollout
 from lit_agentrl.rows import collate, to_rows, trajectory_rows
 from lit_agentrl.types import Ledger, SamplingParams, Step, StopReason, Trajectory
-from tree_parts import CHAT, Fickle, Forgetful, Picks, SavedTrail, Script, Trail, roll, said
+from trail_parts import CHAT, Fickle, Forgetful, Picks, SavedTrail, Script, Trail, roll, said
 
 KINDS = pytest.mark.parametrize("kind", [SavedTrail, Trail], ids=["snapshots", "replays"])
 
