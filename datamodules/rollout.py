@@ -25,7 +25,8 @@ from lit_agentrl.rewards import Reward, check_rewards, score
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
 from lit_agentrl.rollouts.budget import Budget
 from lit_agentrl.rollouts.chain import ChainRollout
-from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.rollouts.chat import Chat, ChatMode
+from lit_agentrl.rollouts.engine import check_stop
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
@@ -92,7 +93,8 @@ class RolloutDataModule(L.LightningDataModule):
             ones, in at most this many rounds.
         signal: What "earn the same" is judged by; `advantage` keeps a group in which any step's advantage is not 0,
             where a method tells steps apart (GiGPO).
-        chat: `append` later turns to the context, or `rebuild` the prompt at every step.
+        chat: `append` later turns to the context, `rebuild` the prompt at every step, or write what is observed
+            `inline`, into the answer that a stop string interrupted.
         memory: Writes the prompts that are rebuilt; None shows the observation alone.
         budget: Hard cap on what the trajectories of a prompt may cost together; evaluation has none.
         num_workers: Threads, or processes, that step environments.
@@ -117,7 +119,7 @@ class RolloutDataModule(L.LightningDataModule):
         num_passes: int = 1,
         max_rounds: int = 1,
         signal: Literal["reward", "success", "advantage"] = "reward",
-        chat: Literal["append", "rebuild"] = "append",
+        chat: ChatMode = "append",
         memory: Memory | None = None,
         budget: Budget | None = None,
         num_workers: int = 8,
@@ -172,6 +174,12 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if self.budget is not None:
             self.budget.check_action(self.sampling.max_new_tokens)
+        check_stop(self._stop_strings(self.sampling))
+        if self.chat_mode == "inline" and not (self._stop_strings(self.sampling) or self.sampling.stop_token_ids):
+            log.warning(
+                "chat='inline', but neither the environment nor sampling.stop or sampling.stop_token_ids names what "
+                "interrupts an answer: where the end of turn alone does, observations are user turns, as in append."
+            )
         if self.memory is not None and self.chat_mode != "rebuild":
             raise UserError(
                 f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set "
@@ -188,6 +196,10 @@ class RolloutDataModule(L.LightningDataModule):
                 "micro-batch. Raise --data.max_tokens or lower --data.max_length."
             )
 
+    def _stop_strings(self, sampling: SamplingParams) -> tuple[str, ...]:
+        """What the user and the environment want actions to end with."""
+        return (*sampling.stop, *self.environment.stop_strings)
+
     def _process_host(self, workers: str) -> ProcessHost | None:
         if workers == "threads" or (workers == "auto" and not self.environment.needs_process):
             return None
@@ -201,6 +213,7 @@ class RolloutDataModule(L.LightningDataModule):
     def _parts(self) -> tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool]:
         if self._ready is None:
             tokenizer = load_tokenizer(self.pretrained)
+            self.engine.use_tokenizer(tokenizer)
             # A process keeps the deadline itself: the pool's threads only wait for it.
             pool = EnvironmentPool(self.num_workers, None if self.host else self.step_deadline)
             self._ready = tokenizer, Chat(tokenizer, self.chat_mode), pool
@@ -317,7 +330,7 @@ class RolloutDataModule(L.LightningDataModule):
         sampling = replace(
             sampling,
             stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()),
-            stop=(*sampling.stop, *self.environment.stop_strings),
+            stop=self._stop_strings(sampling),
         )
         context = RolloutContext(
             self.engine,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "val", "test"]
 Advantages = list[list[float]]
@@ -299,7 +300,8 @@ class Completion:
     """What an engine generated for one context."""
 
     token_ids: list[int]
-    """The sampled tokens; the end-of-turn token is the last one when `finish` is "stop"."""
+    """The sampled tokens; when `finish` is "stop", the last one is the token that ended the action: an end-of-turn
+    token, or the one that completed a stop string."""
     logprobs: list[float]
     """Log-probability of each token at the sampling temperature (at temperature 1 for greedy)."""
     finish: Literal["stop", "length"]
@@ -321,6 +323,9 @@ class Engine(ABC):
     @abstractmethod
     def sync(self, policy: nn.Module) -> None:
         """Take over the policy's weights; forget cached keys and values."""
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  # nothing to do for most
+        """Learn what tokens read as, once, before the first call: an engine that sees stop strings by it keeps it."""
 
 
 Metrics = Mapping[str, float]
