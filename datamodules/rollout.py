@@ -32,6 +32,7 @@ from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
 from lit_agentrl.types import (
     Advantages,
+    Credit,
     Engine,
     EnvironmentSuite,
     SamplingParams,
@@ -49,6 +50,7 @@ class RolloutModule(Protocol):
 
     policy: nn.Module | None
     group_relative: bool
+    credit: Credit
     advantage_sums: dict[str, tuple[float, float]]
 
     @property
@@ -276,7 +278,7 @@ class RolloutDataModule(L.LightningDataModule):
         healthy = [without_failures(group) for group in trained]
         advantages = module.batch_advantages(healthy)
         valued = time.perf_counter()
-        rows = to_rows(healthy, advantages, module.trains_on)
+        rows = to_rows(healthy, advantages, module.trains_on, module.credit)
         updates = split_updates(rows, self.num_updates) * self.num_passes
         self._batches, per_step = assemble(
             updates,
@@ -284,6 +286,7 @@ class RolloutDataModule(L.LightningDataModule):
             distributed.reduce_integers,
             shared=module.shares_prefixes,
             temperature=self.sampling.temperature,
+            sum_weights=None if module.credit == "sum" else distributed.reduce_floats,
         )
         self.trainer.accumulate_grad_batches = per_step
         module.prepare(self._batches)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "val", "test"]
 Advantages = list[list[float]]
 """One advantage per step of every trajectory of a group, [G][K]."""
+Credit = Literal["sum", "mean", "sqrt"]
+"""What a token of a step that n trajectories share counts in each of their rows: 1, 1 / n or 1 / sqrt(n)."""
 
 
 class StopReason(StrEnum):
@@ -176,6 +178,22 @@ class TrainBatch:
     """[B, L] float32 under the reference policy; None without a KL term."""
     temperature: float = 1.0
     """The sampling temperature, which every log-probability of these rows is taken at."""
+    weights: Tensor | None = None
+    """[B, L] float32, what each token counts in the loss and in all that the loss is divided by; None: all count 1."""
+    total_weight: float | None = None
+    """Weight of all action tokens of the whole optimiser step: all micro-batches, all ranks; None: all count 1."""
+    total_row_weight: float | None = None
+    """The same of rows; a row counts what its action tokens count on average."""
+
+    @property
+    def token_denominator(self) -> float:
+        """What the action tokens of the whole optimiser step count together."""
+        return self.num_action_tokens if self.total_weight is None else self.total_weight
+
+    @property
+    def row_denominator(self) -> float:
+        """What the rows of the whole optimiser step count together."""
+        return self.num_rows if self.total_row_weight is None else self.total_row_weight
 
 
 @dataclass(slots=True)
