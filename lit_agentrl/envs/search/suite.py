@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from lit_agentrl.envs.search.environment import SearchEnvironment, Rules
+from lit_agentrl.envs.search.environment import Rules, SearchEnvironment
 from lit_agentrl.envs.search.information import Limit
 from lit_agentrl.envs.search.parse import ANSWER, SEARCH
 from lit_agentrl.envs.search.payment import PAPER_PENALTY, Payment, RewardKind, ScoreKind
