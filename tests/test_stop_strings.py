@@ -123,7 +123,7 @@ SOUP = {
         byte_level([b"a", b"ab", b"b", b" ", b"a ", EURO[:1], EURO[1:], EURO[:2], EURO[2:], b"a" + EURO[:1]]),
         [("ab a",), ("€",), ("€a", "bb "), ("a€a",), ("€€",)],
     ),
-    "sentencepiece": (sentencepiece_like(), [("a b",), (" a a", "b>"), ("€",), ("b ",), (" ab>", "aab")]),
+    "sentencepiece": (sentencepiece_like(), [("a b",), (" a a", "b>"), ("€",), ("b ",), (" ab>", "aab"), (" ",)]),
 }
 
 
@@ -140,6 +140,16 @@ def test_a_bounded_tail_is_enough(kind: str) -> None:
             ends.append(found_end(quick, ids))
             assert ends[-1] == slow_end(tokenizer, ids, stop), (stop, ids)
     assert len({end for end in ends if end is not None}) > 20
+
+
+def test_the_tail_begins_with_a_whole_character() -> None:
+    """A decoder of spelt bytes gives up a whole run of them where the first is torn off: two € and a >, 7 tokens."""
+    tokenizer = sentencepiece_like()
+    euro, close = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in EURO]), 7
+    ids = [3, *euro, *euro, close]
+    assert tokenizer.decode(ids) == "a€€>"
+    assert tokenizer.decode(ids[3:]) == "\ufffd" * 4 + ">"
+    assert found_end(StopStrings(["€>"], tokenizer), ids) == 7
 
 
 def test_most_tokens_cost_no_decoding_after_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
