@@ -20,6 +20,7 @@ usage: lit-agentrl COMMAND [options]
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
+  make-facts-qa       a corpus and questions to search it: lit-agentrl make-facts-qa OUTPUT [--num_train 1400 --seed 0]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
@@ -72,6 +73,10 @@ def _dispatch(command: str, options: list[str]) -> None:
         from lit_agentrl.envs.alfworld.maker import main as make_alfworld_games
 
         make_alfworld_games(options)
+    elif command == "make-facts-qa":
+        from lit_agentrl.envs.search.facts.command import main as make_facts_qa
+
+        make_facts_qa(options)
     elif command in LIGHTNING_COMMANDS:
         from lit_agentrl.lightning_cli import run
 
@@ -81,5 +86,5 @@ def _dispatch(command: str, options: list[str]) -> None:
             # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
             raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
     else:
-        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo", "make-alfworld-games")
+        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo", "make-alfworld-games", "make-facts-qa")
         raise UserError(f"there is no command {command!r}. Commands: {', '.join(commands)}.")

@@ -1,0 +1,1 @@
+"""Search agents: questions that are answered by searching a corpus."""
