@@ -11,7 +11,7 @@ from typing import Any
 from lit_agentrl.envs.search.facts.borders import CLEAR, add_borders
 from lit_agentrl.envs.search.facts.country_passages import place
 from lit_agentrl.envs.search.facts.entities import Entity, Fact
-from lit_agentrl.envs.search.facts.matching import SHORT, key, match_countries, title
+from lit_agentrl.envs.search.facts.matching import OTHER_NAMES, SHORT, key, match_countries, title
 from lit_agentrl.envs.search.facts.passages import Corpus
 from lit_agentrl.envs.search.facts.sources import Entry, Sources
 from lit_agentrl.envs.search.facts.texts import day, named, person, quoted, spellings
@@ -56,7 +56,8 @@ def country_entities(sources: Sources, corpus: Corpus, left_out: Counter[str]) -
             continue
         name = title(entry)
         mention = f"the {name}" if _WITH_ARTICLE.match(name) else name
-        names = spellings([name, entry.get("Government", SHORT).split(" (")[0], str(record["name"])])
+        others = [other for other, owner in OTHER_NAMES.items() if owner == code]
+        names = spellings([name, entry.get("Government", SHORT).split(" (")[0], str(record["name"]), *others])
         entity = Entity(code, "country", mention, names)
         _add_capital(entity, entry, record, corpus, left_out)
         _add_fields(entity, entry, corpus)
@@ -71,10 +72,7 @@ def country_entities(sources: Sources, corpus: Corpus, left_out: Counter[str]) -
 def _add_capital(
     entity: Entity, entry: Entry, record: Mapping[str, Any], corpus: Corpus, left_out: Counter[str]
 ) -> None:
-    text, gold = (
-        entry.get("Government", "Capital, name"),
-        corpus.places.get(place(entry, "Government", "Capital, name")),
-    )
+    text, gold = entry.get("Government", _CAPITAL), corpus.places.get(place(entry, "Government", _CAPITAL))
     answers = ("Washington, D.C.", "Washington") if text == "Washington, D.C." else named(text)
     if not answers or gold is None:
         left_out["capitals: none, several, or with a note"] += 1

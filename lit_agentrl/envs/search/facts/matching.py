@@ -14,15 +14,15 @@ from lit_agentrl.envs.search.facts.sources import Entry, Sources
 from lit_agentrl.envs.search.facts.texts import plain, words
 
 SHORT, LONG = "Country name, conventional short form", "Country name, conventional long form"
-_OTHER_NAMES = {
-    "burma": "MMR",
-    "us": "USA",
-    "uk": "GBR",
-    "uae": "ARE",
-    "czech republic": "CZE",
-    "macedonia": "MKD",
-    "holy see": "VAT",
-    "turkiye": "TUR",
+OTHER_NAMES = {
+    "Burma": "MMR",
+    "US": "USA",
+    "UK": "GBR",
+    "UAE": "ARE",
+    "Czech Republic": "CZE",
+    "Macedonia": "MKD",
+    "Holy See": "VAT",
+    "Turkiye": "TUR",
 }
 """How the Factbook's lists of neighbours name countries, where neither package has the name."""
 
@@ -44,8 +44,8 @@ def match_countries(sources: Sources, left_out: Counter[str]) -> dict[str, Entry
     found: dict[str, list[Entry]] = {}
     for entry in sources.factbook:
         domain = re.search(r"\.[a-z]{2}\b", entry.get("Communications", "Internet country code"))
-        code = domains.get(domain[0]) if domain else None
-        if code is None:
+        code = domains.get(domain[0], "") if domain else ""
+        if not code:
             left_out["factbook entries without a countryinfo record"] += 1
         else:
             found.setdefault(code, []).append(entry)
@@ -64,7 +64,8 @@ def codes_by_name(sources: Sources, matched: Mapping[str, Entry]) -> dict[str, s
         names += [title(entry), entry.get("Government", SHORT), entry.get("Government", LONG)] if entry else []
         for name in names:
             claims.setdefault(key(str(name)), set()).add(code)
-    return {name: min(codes) for name, codes in claims.items() if len(codes) == 1} | _OTHER_NAMES
+    others = {key(name): code for name, code in OTHER_NAMES.items()}
+    return {name: min(codes) for name, codes in claims.items() if len(codes) == 1} | others
 
 
 def key(name: str) -> str:

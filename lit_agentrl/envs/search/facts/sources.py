@@ -22,6 +22,7 @@ PACKAGES = {
 }
 """Where each package keeps its data, beside its code."""
 _TAG = re.compile(r"<[^>]*>")
+_LINE = re.compile(r"(?:\s*<br\s*/?>)+")
 _SPACE = re.compile(r"\s+")
 
 
@@ -91,8 +92,10 @@ def read_sources() -> Sources:
 
 
 def clean(text: str) -> str:
-    """Plain text on one line: no tags, no character references."""
-    return _SPACE.sub(" ", html.unescape(_TAG.sub(" ", text))).strip()
+    """Plain text on one line: no tags, no character references; what stood on lines of its own ends in a semicolon."""
+    on_one_line = _LINE.sub("; ", text.replace("\n", " "))
+    plain = _SPACE.sub(" ", html.unescape(_TAG.sub(" ", on_one_line)))
+    return re.sub(r"([.;:,!?])(?: ?;)+", r"\1", plain).strip(" ;")
 
 
 def _locate(name: str) -> tuple[Path, str]:
@@ -134,7 +137,14 @@ def _fields(value: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[s
             name = clean(key)
             yield from _fields(inner, path if name in path else (*path, name))
         elif isinstance(inner, str) and clean(inner):
-            yield ", ".join(path if key == "text" else (*path, clean(key))), clean(inner)
+            names = path if key == "text" else (*path, clean(key))
+            yield ", ".join(names), _without_prefix(clean(inner), names[-1] if names else "")
+
+
+def _without_prefix(text: str, name: str) -> str:
+    """The text of a field without the field's own name, where that is said again: `note: note: ...`."""
+    last = name.rsplit(": ", 1)[-1]
+    return text[len(last) + 1 :].strip() if text.lower().startswith(f"{last.lower()}:") else text
 
 
 def _elements(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -14,7 +14,7 @@ _WORD = re.compile(r"[^\W_]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-_NO_PERSON = re.compile(r"[,;/()\[\]&\d:]|\b(and|or|et al|unknown|collective|traditional)\b")
+_NO_PERSON = re.compile(r"[,;/()\[\]&\d:]|\b(and|or|et al|unknown|collective|traditional|multiple|no|none)\b")
 _GENERIC = frozenset({"national anthem", "anthem", "national hymn", "hymn", "national song"})
 """Translations of titles that would be right for any country."""
 
@@ -77,7 +77,7 @@ def person(text: str) -> tuple[str, ...]:
     text = text.strip()
     words = text.split()
     if not 2 <= len(words) <= 6 or re.search(
-        r"[,;/()\[\]&\d:]|\b(and|or|et al|unknown|collective|traditional)\b", text
+        r"[,;/()\[\]&\d:]|\b(and|or|et al|unknown|collective|traditional|multiple|no|none)\b", text
     ):
         return ()
     bare = re.sub(r"^(Sir|Sheikh|King|Baron|Saint) ", "", text)
