@@ -75,9 +75,14 @@ def made_up_names(chance: random.Random, count: int) -> list[str]:
 
 def build_policy(folder: Path, suite: SearchSuite, world: Path, hidden: int = 128, layers: int = 4) -> Path:
     """A Hugging Face folder: random weights, every word of the world and of the plays that solve it."""
-    texts = [text for task in suite.tasks("train") for pair in suite.walkthrough(task) for text in (pair[0].text, pair[1])]
+    texts = [
+        text for task in suite.tasks("train") for pair in suite.walkthrough(task) for text in (pair[0].text, pair[1])
+    ]
     texts += [json.loads(line)["contents"] for line in (world / "corpus.jsonl").read_text().splitlines()]
-    texts += ["The last turn held no action. Write to search or answer to finish. Nothing was found.", "system user assistant"]
+    texts += [
+        "The last turn held no action. Write to search or answer to finish. Nothing was found.",
+        "system user assistant",
+    ]
     words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)} | set("<>/()[]{}:.,?\"'"))
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
