@@ -368,11 +368,12 @@ def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
 
 def table(results: dict[str, list[dict[str, Any]]], device: str) -> str:
     """The results as Markdown, with the machine and the versions."""
+    option = "" if device == "cpu" else f" --device {device}"
     lines = [
         "# One GRPO step against TRL",
         "",
-        f"`python benchmarks/vs_trl.py{'' if device == 'cpu' else ' --device ' + device}`. Median over {len(results['trl'])} processes a side of the median step; the",
-        "ratios are medians over repeats of TRL's step (update) / this one in the same repeat.",
+        f"`python benchmarks/vs_trl.py{option}`. Median over {len(results['trl'])} processes a side of the median",
+        "step; ratios are medians over repeats of TRL's step (update) / this one in the same repeat.",
         "",
         "| side | rollout s | update s | step s | new tokens/s | peak GiB | log-prob error | TRL step / step "
         "| TRL update / update |",
@@ -383,7 +384,7 @@ def table(results: dict[str, list[dict[str, Any]]], device: str) -> str:
         pairs = list(zip(results["trl"], repeats, strict=True))
         ratios = " | ".join(f"{statistics.median(t[k] / r[k] for t, r in pairs):.2f}" for k in ("step", "update"))
         rate = GROUP * size.new / mid["rollout"]
-        seconds = " | ".join(f"{mid[key]:.2f}" for key in ("rollout", "update", "step"))
+        seconds = " | ".join(f"{mid[key]:.{2 if device == 'cpu' else 4}f}" for key in ("rollout", "update", "step"))
         lines.append(f"| {side} | {seconds} | {rate:.0f} | {mid['memory']:.2f} | {mid['error']:.1e} | {ratios} |")
     import torch
 
