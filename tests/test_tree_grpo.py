@@ -119,6 +119,22 @@ def test_equal_leaves_are_exactly_zero():
         assert values(method(singleton=singleton), *leaves) == [0.0] * 14
 
 
+@pytest.mark.parametrize(("credit", "second"), [("sum", 0.577), ("mean", 0.289), ("sqrt", 0.408)])
+def test_the_example_of_the_docs(credit, second):
+    """What the rows of a tree push each step with; rewards 1, 0, 0, of which the first two share a second step."""
+    tree = forest(Node(1, [Node(1, [Node(1, 1.0), Node(1, 0.0)]), Node(1, 0.0)]))
+    module = method(inter_weight=0.0, credit=credit)
+    (rows,) = to_rows([tree], [module.advantages(tree)], credit=credit)
+    pushed: dict[tuple[int, ...], float] = {}
+    for row in rows:
+        for at in (i for i, sampled in enumerate(row.action_mask) if sampled):
+            path = tuple(row.token_ids[: at + 1])
+            pushed[path] = pushed.get(path, 0.0) + row.advantages[at] * (row.weights[at] if row.weights else 1.0)
+    worth = [pushed[path] for path in sorted(pushed, key=len)]
+    assert worth[0] == pytest.approx(0, abs=1e-9)
+    assert sorted(worth[1:]) == pytest.approx(sorted([second, -0.577, 1.155, -0.577]), abs=1e-3)
+
+
 # --- a tree is never torn ---
 
 
