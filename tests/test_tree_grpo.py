@@ -119,6 +119,22 @@ def test_equal_leaves_are_exactly_zero():
         assert values(method(singleton=singleton), *leaves) == [0.0] * 14
 
 
+@pytest.mark.parametrize(("credit", "second"), [("sum", 0.577), ("mean", 0.289), ("sqrt", 0.408)])
+def test_the_example_of_the_docs(credit, second):
+    """What the rows of a tree push each step with; rewards 1, 0, 0, of which the first two share a second step."""
+    tree = forest(Node(1, [Node(1, [Node(1, 1.0), Node(1, 0.0)]), Node(1, 0.0)]))
+    module = method(inter_weight=0.0, credit=credit)
+    (rows,) = to_rows([tree], [module.advantages(tree)], credit=credit)
+    pushed: dict[tuple[int, ...], float] = {}
+    for row in rows:
+        for at in (i for i, sampled in enumerate(row.action_mask) if sampled):
+            path = tuple(row.token_ids[: at + 1])
+            pushed[path] = pushed.get(path, 0.0) + row.advantages[at] * (row.weights[at] if row.weights else 1.0)
+    worth = [pushed[path] for path in sorted(pushed, key=len)]
+    assert worth[0] == pytest.approx(0, abs=1e-9)
+    assert sorted(worth[1:]) == pytest.approx(sorted([second, -0.577, 1.155, -0.577]), abs=1e-3)
+
+
 # --- a tree is never torn ---
 
 
@@ -220,19 +236,35 @@ TREES = (
 SGD = '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}'
 
 
-@pytest.mark.parametrize("credit", ["sum", "mean", "sqrt"])
-def test_a_run_from_end_to_end(tiny_lm, tmp_path, credit):
-    """All that is promised is logged, two optimiser steps an iteration see their trees, the weights move."""
-    fit(tiny_lm, tmp_path, *TREES, f"--model.credit={credit}", "--data.num_updates=2")
-    rows = [row for row in metrics(tmp_path) if row.get("reward/mean")]
-    assert len(rows) == 2
-    for row in rows:
-        assert float(row["tree_grpo/leaves"]) == 2
-        assert float(row["tree_grpo/lone_leaves"]) == 0
-        assert 0 < float(row["tree_grpo/shared_tokens"]) < 0.5
-        assert float(row["tree_grpo/flat_prompts"]) == float(row["zero_signal"])
-        assert 0 <= float(row["tree_grpo/flat_trees"]) < 1
-    assert any(value.any() for name, value in checkpoint(tmp_path)["state_dict"].items() if "lora_B" in name)
+def test_runs_from_end_to_end(tiny_lm, tmp_path):
+    """All that is promised is logged, the weights move, and each credit moves them elsewhere.
+
+    Recomputed log-probabilities make every ratio of a single update 1, so its weighted mean is 1 whatever the weights.
+    """
+    moved = {}
+    for credit in ("sum", "mean", "sqrt"):
+        run = tmp_path / credit
+        fit(tiny_lm, run, *TREES, f"--model.credit={credit}", "--model.old_logprobs=recompute")
+        rows = [row for row in metrics(run) if row.get("reward/mean")]
+        assert len(rows) == 2
+        for row in rows:
+            assert float(row["train/ratio"]) == pytest.approx(1.0, abs=1e-5)
+            assert float(row["tree_grpo/leaves"]) == 2
+            assert float(row["tree_grpo/lone_leaves"]) == 0
+            assert 0 < float(row["tree_grpo/shared_tokens"]) < 0.5
+            assert float(row["tree_grpo/flat_prompts"]) == float(row["zero_signal"])
+            assert 0 <= float(row["tree_grpo/flat_trees"]) < 1
+        lora = {name: value for name, value in checkpoint(run)["state_dict"].items() if "lora_B" in name}
+        moved[credit] = torch.cat([value.flatten() for value in lora.values()])
+        assert moved[credit].abs().max() > 1e-3
+    assert (moved["sum"] - moved["mean"]).abs().max() > 1e-4
+    assert (moved["sqrt"] - moved["mean"]).abs().max() > 1e-4
+
+
+def test_two_optimiser_steps_see_their_own_trees(tiny_lm, tmp_path):
+    """One prompt each; the second one's ratio is off 1 by then, and both are counted."""
+    fit(tiny_lm, tmp_path, *TREES, "--model.credit=mean", "--data.num_updates=2", "--trainer.max_epochs=1")
+    assert checkpoint(tmp_path)["global_step"] == 2
 
 
 @pytest.mark.slow
