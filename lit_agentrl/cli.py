@@ -20,6 +20,7 @@ usage: lit-agentrl COMMAND [options]
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
+  serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
@@ -31,7 +32,8 @@ def main(args: list[str] | None = None) -> None:
     """Run `lit-agentrl` with these arguments (the process's own by default).
 
     Raises:
-        SystemExit: With 2 after an error that is the user's to fix, 130 or 143 after Ctrl-C or SIGTERM.
+        SystemExit: With 2 after an error that is the user's to fix, 130 or 143 after Ctrl-C or SIGTERM (which is how
+            `serve-retriever` is told to end: there it is no error).
     """
     given = sys.argv[1:] if args is None else args
     if not given or given[0] in ("-h", "--help"):
@@ -72,6 +74,10 @@ def _dispatch(command: str, options: list[str]) -> None:
         from lit_agentrl.envs.alfworld.maker import main as make_alfworld_games
 
         make_alfworld_games(options)
+    elif command == "serve-retriever":
+        from lit_agentrl.retrieval.serve import main as serve_retriever
+
+        serve_retriever(options)
     elif command in LIGHTNING_COMMANDS:
         from lit_agentrl.lightning_cli import run
 
@@ -81,5 +87,5 @@ def _dispatch(command: str, options: list[str]) -> None:
             # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
             raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
     else:
-        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo", "make-alfworld-games")
+        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo", "make-alfworld-games", "serve-retriever")
         raise UserError(f"there is no command {command!r}. Commands: {', '.join(commands)}.")

@@ -44,6 +44,13 @@ class Retriever(ABC):
             RetrievalError: There is no answer; nothing is known of any of the queries.
         """
 
+    def prepare(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Do now what the first search would have to do first, such as building an index.
+
+        Raises:
+            UserError: What it needs is broken or missing.
+        """
+
 
 class PageSource(ABC):
     """Opens a passage by its id, as a search agent follows a link."""
@@ -55,3 +62,9 @@ class PageSource(ABC):
         Raises:
             RetrievalError: There is none, or it could not be read.
         """
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """The text in quotes on one line, for the text of an error."""
+    quoted = repr(text)
+    return quoted if len(quoted) <= length else f"{quoted[: length - 4]}...{quoted[-1]}"
