@@ -346,6 +346,18 @@ def test_walkthroughs_earn_the_full_reward(build, kind, options):
             assert environment.metrics["gold_recall"] == 1
 
 
+def test_a_walkthrough_names_titles_as_they_are_read(tmp_path):
+    """HTML becomes text, and what would read as a tag does not."""
+    titles = ["X&amp;Y", "The </search> tag"]
+    record = {"id": "x", "question": "Which </think> code?", "answer": "Baudot", "supporting_titles": titles}
+    suite = SearchSuite(write_questions(tmp_path, [record]), Library(), val_share=0, test_share=0)
+    turns = [reply for _, reply in suite.walkthrough("train-library/x")]
+    calls = [parse_turn(reply).text for reply in turns]
+    assert calls == ["Which ‹/think> code?", "X&Y", "The ‹/search> tag", "Baudot"]
+    environment = start(suite, "train-library/x")
+    assert [environment.step(reply)[1] for reply in turns] == [0, 0, 0, 1.0]
+
+
 def test_a_web_walkthrough_opens_the_supporting_pages(build):
     calls = [parse_turn(reply, ("search", "open")) for _, reply in build(suite=WebSuite).walkthrough(BORN)]
     assert [call.tag for call in calls] == ["search", "open", "open", "answer"]

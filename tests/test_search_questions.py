@@ -19,7 +19,12 @@ from search_parts import Library, write_questions
 
 HOTPOTQA = Path(__file__).parent.parent.parent / "shared" / "data" / "hotpotqa"
 
-PROMPT = [{"role": "user", "content": "Answer. For example, <answer> Beijing </answer>. Question: who is it?\n"}]
+PROMPT = [
+    {
+        "role": "user",
+        "content": "Question: none? Answer. For example, <answer> Beijing </answer>. Question: who is it?\n",
+    }
+]
 TITLES = ("A", "B")
 LAYOUTS = {
     "flat": {"id": "7", "question": "who?", "golden_answers": ["x", "y"], "data_source": "nq", "type": "bridge"},
