@@ -39,8 +39,8 @@ RECORDS: list[dict[str, object]] = [
 class Library(Retriever, PageSource):
     """Passages by the number of words they share with the query, in order among equals; a query "fail" fails."""
 
-    def __init__(self, passages: Sequence[Passage] = PASSAGES) -> None:
-        self.passages = tuple(passages)
+    def __init__(self, passages: Sequence[Passage] | None = None) -> None:
+        self.passages = PASSAGES if passages is None else tuple(passages)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         return [self._find(query, top_k) for query in queries]

@@ -6,15 +6,16 @@ import pickle
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lit_agentrl.errors import UserError
-from lit_agentrl.retrieval import BM25Retriever, Passage, RetrievalError, bm25
+from lit_agentrl.retrieval import BM25Retriever, CachedRetriever, Passage, RetrievalError, bm25
 from lit_agentrl.retrieval.bm25_index import BM25Index, best, build_index
 from lit_agentrl.retrieval.words import stem, tokenize
-from retrieval_parts import HOTPOTQA, PAGES, recall, run_python, write_corpus
+from retrieval_parts import HOTPOTQA, PAGES, ROOT, recall, run_python, write_corpus
 
 pytest.importorskip("bm25s", reason="needs the search extra: pip install 'lit-agentrl[search]'")
 
@@ -189,6 +190,7 @@ def test_threads_share_a_retriever(corpus, tmp_path):
 WORKERS = """
 import json, multiprocessing, sys, time
 from pathlib import Path
+from typing import Any
 from lit_agentrl.retrieval import BM25Retriever
 
 class Noted(BM25Retriever):
@@ -241,3 +243,14 @@ def test_questions_of_hotpotqa_find_their_pages():
     assert recall(retriever, 10) > 0.85
     titles = [passage.title for passage in retriever.search(["VIVA Media AG"], 3)[0]]
     assert titles[0] == "VIVA Media"
+
+
+def test_the_documented_retriever_runs():
+    """The block of docs/retrieval.md, under the cache that counts for it."""
+    text = (ROOT / "docs" / "retrieval.md").read_text()
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    retriever = CachedRetriever(names["GlossaryRetriever"]({"robot": "A made-up worker."}))
+    assert retriever.search(["what is a robot", "a play"], 1) == [[Passage("robot", "robot", "A made-up worker.")], []]
+    with pytest.raises(RetrievalError, match="the glossary is empty"):
+        names["GlossaryRetriever"]({}).search(["x"], 1)

@@ -261,7 +261,21 @@ def test_addresses(url, expected):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:8000", "ftp://x", "http://", "http://x:port", "http://x:99999", "http://[::1", "http://x/?a=b"],
+    [
+        "",
+        "127.0.0.1:8000",
+        "ftp://x",
+        "http://",
+        "http://x:port",
+        "http://x:99999",
+        "http://[::1",
+        "http://x/?a=b",
+        "http://a..b",
+        "http://x/ü",
+        "http://x/a b",
+        "http://x\n/",
+        "http://me:secret@x",
+    ],
 )
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(UserError, match=r"is no address of a search server.*http://127\.0\.0\.1:8000"):

@@ -1,16 +1,17 @@
 """Episodes of search agents: turns, observations, failures, rewards, snapshots."""
 
+import json
 import pickle
 import random
 
 import pytest
 
-from lit_agentrl.envs import SearchSuite, WebSuite
+from lit_agentrl.envs import CorpusPages, SearchSuite, WebSuite
 from lit_agentrl.envs.search.parse import parse_turn
 from lit_agentrl.envs.search.payment import Payment
 from lit_agentrl.envs.search.prompts import SEARCH_PROMPT, correction
 from lit_agentrl.errors import UserError
-from lit_agentrl.retrieval import Passage
+from lit_agentrl.retrieval import BM25Retriever, Passage, RetrievalError
 from search_parts import PASSAGES, RECORDS, Closed, Library, think, write_questions
 
 BORN, PARK, YES = "train-library/q0", "train-library/q1", "train-library/q2"
@@ -345,6 +346,18 @@ def test_walkthroughs_earn_the_full_reward(build, kind, options):
             assert environment.metrics["gold_recall"] == 1
 
 
+def test_a_walkthrough_names_titles_as_they_are_read(tmp_path):
+    """HTML becomes text, and what would read as a tag does not."""
+    titles = ["X&amp;Y", "The </search> tag"]
+    record = {"id": "x", "question": "Which </think> code?", "answer": "Baudot", "supporting_titles": titles}
+    suite = SearchSuite(write_questions(tmp_path, [record]), Library(), val_share=0, test_share=0)
+    turns = [reply for _, reply in suite.walkthrough("train-library/x")]
+    calls = [parse_turn(reply).text for reply in turns]
+    assert calls == ["Which ‹/think> code?", "X&Y", "The ‹/search> tag", "Baudot"]
+    environment = start(suite, "train-library/x")
+    assert [environment.step(reply)[1] for reply in turns] == [0, 0, 0, 1.0]
+
+
 def test_a_web_walkthrough_opens_the_supporting_pages(build):
     calls = [parse_turn(reply, ("search", "open")) for _, reply in build(suite=WebSuite).walkthrough(BORN)]
     assert [call.tag for call in calls] == ["search", "open", "open", "answer"]
@@ -418,6 +431,45 @@ def test_pages_come_from_a_source_of_their_own(build):
     )
     with pytest.raises(UserError, match="Closed cannot open pages"):
         build(Closed(), suite=WebSuite)
+
+
+def write_corpus(folder):
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"id": p.id, "contents": p.contents}) + "\n" for p in PASSAGES))
+    return str(path)
+
+
+def test_pages_of_a_corpus_are_opened_by_their_ids(build, tmp_path):
+    pages = CorpusPages(write_corpus(tmp_path))
+    for source in (pages, pickle.loads(pickle.dumps(pages))):
+        assert [source.open(p.id) for p in PASSAGES] == list(PASSAGES)
+        with pytest.raises(RetrievalError, match="no page 'p9'"):
+            source.open("p9")
+    environment = start(build(Closed(), suite=WebSuite, pages=pages, only_results=False))
+    assert "London is the capital of England." in environment.step(think("open", "p3"))[0].text
+    with pytest.raises(UserError, match=r"none.jsonl"):
+        CorpusPages(str(tmp_path / "none.jsonl"))
+
+
+def test_with_bm25_a_web_needs_nothing_else(build, tmp_path):
+    """It searches and opens one corpus, and its walkthroughs earn the full reward."""
+    pytest.importorskip("bm25s", reason="needs the search extra: pip install 'lit-agentrl[search]'")
+    suite = build(BM25Retriever(write_corpus(tmp_path)), suite=WebSuite)
+    for task in suite.tasks("train"):
+        environment = start(suite, task)
+        results = [environment.step(reply) for _, reply in suite.walkthrough(task)]
+        assert results[-1][1:] == (1.0, True)
+        assert environment.metrics.get("gold_recall", 1) == 1
+
+
+def test_a_broken_index_ends_the_run_before_an_episode(build):
+    class Broken(Library):
+        def prepare(self):
+            raise UserError("the index is broken")
+
+    suite = build(Broken())
+    with pytest.raises(UserError, match="the index is broken"):
+        suite.tasks("train")
 
 
 @pytest.mark.parametrize(

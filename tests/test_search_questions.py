@@ -14,12 +14,17 @@ from lit_agentrl.envs.search.environment import plain_title
 from lit_agentrl.envs.search.questions import Question, read_questions
 from lit_agentrl.envs.search.splits import QuestionFiles, position, question_table
 from lit_agentrl.errors import UserError
-from lit_agentrl.retrieval import Passage
+from lit_agentrl.retrieval import BM25Retriever
 from search_parts import Library, write_questions
 
 HOTPOTQA = Path(__file__).parent.parent.parent / "shared" / "data" / "hotpotqa"
 
-PROMPT = [{"role": "user", "content": "Answer. For example, <answer> Beijing </answer>. Question: who is it?\n"}]
+PROMPT = [
+    {
+        "role": "user",
+        "content": "Question: none? Answer. For example, <answer> Beijing </answer>. Question: who is it?\n",
+    }
+]
 TITLES = ("A", "B")
 LAYOUTS = {
     "flat": {"id": "7", "question": "who?", "golden_answers": ["x", "y"], "data_source": "nq", "type": "bridge"},
@@ -70,18 +75,18 @@ def write_json(folder: Path, records) -> Path:
 def write_parquet(folder: Path, records) -> Path:
     pyarrow = pytest.importorskip("pyarrow", reason="needs the parquet extra: pip install 'lit-agentrl[parquet]'")
     parquet = importlib.import_module("pyarrow.parquet")
-    records = [{k: v for k, v in r.items() if k not in ("supporting_facts", "context")} for r in records]
     path = folder / "file.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(records), path)
     return path
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
-def test_every_layout_is_read(tmp_path, layout, kind):
+FILES = [(kind, layout) for kind in ("jsonl", "json", "parquet") for layout in LAYOUTS]
+FILES.remove(("parquet", "hotpotqa"))  # pairs of text and number have no Parquet type
+
+
+@pytest.mark.parametrize(("kind", "layout"), FILES)
+def test_every_layout_is_read(tmp_path, kind, layout):
     record, expected = LAYOUTS[layout], EXPECTED[layout]
-    if kind == "parquet" and layout == "hotpotqa":
-        pytest.skip("pairs of text and number have no Parquet type")
     write = {"jsonl": write_lines, "json": write_json, "parquet": write_parquet}[kind]
     assert read_questions([write(tmp_path, [record])]) == [expected]
 
@@ -245,10 +250,9 @@ def hotpotqa() -> str:
 
 
 @pytest.fixture(scope="module")
-def corpus(hotpotqa) -> Library:
-    lines = [json.loads(line) for line in (HOTPOTQA / "corpus.jsonl").read_text().splitlines()]
-    parts = [(line["id"], *line["contents"].split("\n", 1)) for line in lines]
-    return Library([Passage(id, title.strip('"'), text) for id, title, text in parts])
+def corpus(hotpotqa) -> BM25Retriever:
+    pytest.importorskip("bm25s", reason="needs the search extra: pip install 'lit-agentrl[search]'")
+    return BM25Retriever(str(HOTPOTQA / "corpus.jsonl"))
 
 
 def test_the_real_questions(hotpotqa, corpus):
@@ -263,7 +267,7 @@ def test_the_real_questions(hotpotqa, corpus):
 
 @pytest.mark.parametrize("kind", [SearchSuite, WebSuite])
 def test_real_walkthroughs_earn_the_full_reward_and_find_what_they_name(hotpotqa, corpus, kind):
-    """Its searches are by title, so the search engine finds nearly all of the 140 supporting pages."""
+    """Its searches are by title, so they find nearly all of the 140 supporting pages."""
     suite = kind(hotpotqa, corpus, val_share=0, test_share=0)
     recall = []
     for task in suite.tasks("train"):
@@ -280,6 +284,6 @@ def test_real_walkthroughs_earn_the_full_reward_and_find_what_they_name(hotpotqa
 def test_real_titles_are_all_in_the_corpus(hotpotqa, corpus):
     """So `gold_recall` can reach 1."""
     suite = SearchSuite(hotpotqa, corpus, val_share=0, test_share=0)
-    held = {plain_title(passage.title) for passage in corpus.passages}
+    held = {plain_title(corpus.open(str(row)).title) for row in range(len(corpus))}
     wanted = {plain_title(title) for task in suite.tasks("train") for title in suite.question(task).titles}
     assert wanted <= held

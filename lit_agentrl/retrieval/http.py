@@ -164,10 +164,23 @@ def _parsed(url: str) -> tuple[bool, str, int, str]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as connecting will do
     except ValueError:
         parts, host, port = urlsplit(""), None, None
-    if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or parts.username:
+    if (
+        not host
+        or parts.scheme not in ("http", "https")
+        or parts.query
+        or parts.fragment
+        or parts.username
+        or not _is_plain(url)
+    ):
         raise UserError(f"url={url!r} is no address of a search server; it should be like 'http://127.0.0.1:8000'.")
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/")
     return secure, host, port or (443 if secure else 80), path if path.endswith(PATH) else path + PATH
+
+
+def _is_plain(url: str) -> bool:
+    """Whether a request line can hold it."""
+    return url.isascii() and url.isprintable() and " " not in url

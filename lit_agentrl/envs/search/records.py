@@ -40,11 +40,10 @@ def read_records(path: Path) -> Iterator[tuple[str, Record]]:
 def _lines(path: Path) -> Iterator[tuple[str, object]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
+            if not line.strip():
                 continue
             try:
-                yield f"line {number}", json.loads(text)
+                yield f"line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise corrupt(path, number, str(error)) from error
 

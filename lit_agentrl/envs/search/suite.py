@@ -17,6 +17,7 @@ from lit_agentrl.envs.search.walkthrough import play
 from lit_agentrl.envs.seeded import SPLITS, refuse_held_out
 from lit_agentrl.errors import UserError
 from lit_agentrl.retrieval import Retriever
+from lit_agentrl.retrieval.local import check_top_k
 from lit_agentrl.types import Conversation, Split, WalkthroughSuite
 
 
@@ -47,9 +48,15 @@ class QuestionSuite(WalkthroughSuite):
         self.stop_strings = tuple(f"</{tag}>" for tag in (*tools, ANSWER))
 
     def tasks(self, split: Split) -> Sequence[str]:
-        """The ids of the split's questions, such as "test-hotpotqa/5a7613c1", in the order of their files."""
+        """The ids of the split's questions, such as "test-hotpotqa/5a7613c1", in the order of their files.
+
+        It also has the tools prepared: this is asked before any episode, and a broken index should end the run here
+        rather than fail every episode.
+        """
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown; allowed are train, val and test.")
+        for tool in self._tools.values():
+            tool.prepare()
         return list(self._table[split])
 
     def make(self, task: str) -> SearchEnvironment:
@@ -145,13 +152,3 @@ class SearchSuite(QuestionSuite):
             as_paths(questions), as_paths(val_questions), as_paths(test_questions), val_share, test_share
         )
         super().__init__(files, {SEARCH: SearchTool(retriever, top_k, limit)}, rules)
-
-
-def check_top_k(top_k: int) -> None:
-    """Refuse a search for nothing.
-
-    Raises:
-        UserError: `top_k` is under 1.
-    """
-    if top_k < 1:
-        raise UserError(f"top_k={top_k} must be 1 or more: a search shows at least 1 passage.")

@@ -47,6 +47,13 @@ class Tool(ABC):
     def call(self, argument: str, seen: Collection[str]) -> Result:
         """The answer to `argument`, where an episode has been shown the passages of the ids `seen`."""
 
+    def prepare(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Do now what the first call would have to do first.
+
+        Raises:
+            UserError: What it needs is broken or missing.
+        """
+
     def show(self, parts: list[tuple[str, str, Passage]]) -> Result:
         """Heading and body of each passage, one after the other, as far as the limit goes."""
         text, ends = "", []
@@ -92,6 +99,10 @@ class SearchTool(Tool):
     def __init__(self, retriever: Retriever, top_k: int, limit: Limit, layout: Layout = document_line) -> None:
         super().__init__(limit)
         self._retriever, self._top_k, self._layout = retriever, top_k, layout
+
+    def prepare(self) -> None:
+        """Let the retriever build its index."""
+        self._retriever.prepare()
 
     def call(self, argument: str, seen: Collection[str]) -> Result:
         """The results; a search that failed says so in its place."""

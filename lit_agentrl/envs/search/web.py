@@ -10,10 +10,11 @@ from lit_agentrl.envs.search.parse import OPEN, SEARCH
 from lit_agentrl.envs.search.payment import PAPER_PENALTY, Payment, RewardKind, ScoreKind
 from lit_agentrl.envs.search.prompts import WEB_PROMPT
 from lit_agentrl.envs.search.splits import Paths, QuestionFiles, as_paths
-from lit_agentrl.envs.search.suite import QuestionSuite, check_top_k
+from lit_agentrl.envs.search.suite import QuestionSuite
 from lit_agentrl.envs.search.tools import OpenTool, SearchTool
 from lit_agentrl.errors import UserError
 from lit_agentrl.retrieval import PageSource, Passage, Retriever
+from lit_agentrl.retrieval.local import check_top_k
 
 
 class WebEnvironment(SearchEnvironment):
