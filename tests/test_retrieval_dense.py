@@ -85,23 +85,27 @@ def test_a_copy_does_not_encode_the_passages_again(model, corpus, tmp_path, monk
     assert copy.search(["cup"], 3) == found
 
 
-def test_threads_share_a_model(model, corpus, tmp_path):
-    """A tokenizer that two threads use at a time raises; whoever searches waits instead."""
-    retriever = DenseRetriever(corpus, model, str(tmp_path / "index"))
+def test_threads_share_a_model(model, corpus, tmp_path, monkeypatch):
+    """It is loaded once, however many ask for it at first, and gives each its own answer."""
     queries = ["cup", "a much longer query about the birds that sing in the morning " * 3]
-    expected = [[passage.id for passage in found] for query in queries for found in retriever.search([query], 2)]
-    answers: list[list[list[str]]] = []
+    index = str(tmp_path / "index")
+    expected = [DenseRetriever(corpus, model, index).search([query], 2)[0] for query in queries]
+    loads, answers = [], []
+    load = dense._Encoder._load
+    monkeypatch.setattr(dense._Encoder, "_load", lambda self: loads.append(1) or load(self))
+    retriever = DenseRetriever(corpus, model, index)
 
     def search() -> None:
-        found = [retriever.search([query], 2)[0] for query in queries]
-        answers.append([[passage.id for passage in passages] for passages in found])
+        answers.append([retriever.search([query], 2)[0] for query in queries])
 
     threads = [threading.Thread(target=search) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert answers == [expected] * 6
+    assert len(loads) == 1
+    ids = [[passage.id for passage in found] for found in expected]
+    assert [[[passage.id for passage in found] for found in answer] for answer in answers] == [ids] * 6
 
 
 def test_a_finished_faiss_file_is_read(model, corpus, tmp_path):

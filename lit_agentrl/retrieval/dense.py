@@ -150,7 +150,7 @@ class _Encoder:
         """The vectors of the texts, of length 1, [N, D]."""
         # What a policy writes may hold half of a character, which tokenizers refuse.
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
-        with self._lock:  # a tokenizer that two threads use raises "Already borrowed"
+        with self._lock:  # or two would load it; and a tokenizer's padding is a state that threads must not share
             if self._loaded is None:
                 self._loaded = self._load()
             vectors: NDArray[np.float32] = self._loaded.encode(
