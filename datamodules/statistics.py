@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from lit_agentrl import distributed
 from lit_agentrl.rewards import Reward
 from lit_agentrl.rows import Row
-from lit_agentrl.types import StopReason, Trajectory, TrajectoryGroup
+from lit_agentrl.types import Ledger, StopReason, Trajectory, TrajectoryGroup
 
 
 def iteration_metrics(
@@ -71,6 +72,29 @@ def iteration_metrics(
         "time/environment": total["env_seconds"],
         "workers_leaked": total["leaked"],
     }
+
+
+def iteration_cost(groups: Sequence[TrajectoryGroup]) -> Ledger:
+    """What the groups of all ranks cost together; the counts are exact."""
+    mine = sum((group.cost for group in groups), Ledger())
+    counts, seconds = _parts(mine)
+    counts = dict(zip(counts, distributed.reduce_integers(list(counts.values())), strict=True))
+    return Ledger(**counts, **dict(zip(seconds, distributed.reduce_floats(list(seconds.values())), strict=True)))
+
+
+def budget_metrics(cost: Ledger, totals: Ledger) -> dict[str, float]:
+    """`budget/<entry>` of the iteration, and `budget/total_<entry>` of the run with this iteration."""
+    names = [entry.name for entry in fields(Ledger)]
+    return {f"budget/{name}": float(getattr(cost, name)) for name in names} | {
+        f"budget/total_{name}": float(getattr(totals, name)) for name in names
+    }
+
+
+def _parts(ledger: Ledger) -> tuple[dict[str, int], dict[str, float]]:
+    """The counts of a ledger, and its seconds."""
+    entries = {entry.name: getattr(ledger, entry.name) for entry in fields(Ledger)}
+    seconds = {name: value for name, value in entries.items() if name.endswith("_seconds")}
+    return {name: value for name, value in entries.items() if name not in seconds}, seconds
 
 
 def reduced_means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

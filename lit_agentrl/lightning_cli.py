@@ -25,6 +25,7 @@ from lit_agentrl import envs as _envs  # noqa: F401
 from lit_agentrl import methods as _methods  # noqa: F401
 from lit_agentrl.callbacks import (
     AtomicCheckpointIO,
+    BudgetStop,
     CollectionMetrics,
     Evaluation,
     HFExport,
@@ -33,6 +34,7 @@ from lit_agentrl.callbacks import (
     NonFiniteGuard,
     Throughput,
     Transcripts,
+    UpdateClock,
     stop_on_sigterm,
 )
 from lit_agentrl.callbacks.source import RolloutSource
@@ -46,6 +48,8 @@ from lit_agentrl.methods.language import LanguageModule
 # In the order they run; each has a section of its name. The last ones read what the first ones log.
 STANDING_CALLBACKS = {
     "collection": CollectionMetrics,
+    "clock": UpdateClock,
+    "budget": BudgetStop,
     "guard": NonFiniteGuard,
     "evaluation": Evaluation,
     "transcripts": Transcripts,
