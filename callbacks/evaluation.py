@@ -59,8 +59,8 @@ class Evaluation(Callback):
     apart, `avg_at_k` and `pass_at_k` for groups, `reward/mean` and components, `valid_actions` (the share of actions
     that the environment could use), `environment/<name>` for an environment's own numbers, `length/steps`,
     `length/action_tokens`, `truncated`, `failed` (episodes that the environment broke, left out of all else),
-    `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl`, with what the run had cost by
-    then, and writes its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
+    `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl`, with what the run had cost
+    by then, and writes its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
 
     Training is the same with and without it: random states are put back, and the start is not repeated on resume.
 
@@ -276,7 +276,7 @@ def read_evaluations(run: Path) -> list[EvaluationRecord]:
 
 
 def _budget(trainer: Trainer, is_untrained: bool) -> dict[str, float]:
-    """The run's totals; by the evaluation at the start a collection is done, but the policy has learnt nothing of it."""
+    """The run's totals. At the start a collection is done already, but the policy has learnt nothing from it."""
     datamodule = trainer.datamodule  # type: ignore[attr-defined]  # a property that Lightning leaves unannotated
     if not isinstance(datamodule, SpendingSource):
         return {}

@@ -143,7 +143,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.totals = Ledger()
         """What all rollouts of the run cost so far, on all ranks; evaluations are not counted."""
         self.total_seconds = 0.0
-        """Seconds of the run's iterations: what was collected and prepared here, and updates, which `UpdateClock` adds."""
+        """Seconds of the run's iterations: collecting and preparing, and updates, which `UpdateClock` adds."""
         self._batches: list[TrainBatch] = []
         self._collected = -1
         self._position = 0

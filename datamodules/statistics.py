@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 
 from lit_agentrl import distributed
 from lit_agentrl.rewards import Reward
@@ -76,25 +76,19 @@ def iteration_metrics(
 
 def iteration_cost(groups: Sequence[TrajectoryGroup]) -> Ledger:
     """What the groups of all ranks cost together; the counts are exact."""
-    mine = sum((group.cost for group in groups), Ledger())
-    counts, seconds = _parts(mine)
-    counts = dict(zip(counts, distributed.reduce_integers(list(counts.values())), strict=True))
-    return Ledger(**counts, **dict(zip(seconds, distributed.reduce_floats(list(seconds.values())), strict=True)))
+    mine = asdict(sum((group.cost for group in groups), Ledger()))
+    seconds = [name for name in mine if name.endswith("_seconds")]
+    counts = [name for name in mine if name not in seconds]
+    mine |= zip(counts, distributed.reduce_integers([mine[name] for name in counts]), strict=True)
+    mine |= zip(seconds, distributed.reduce_floats([mine[name] for name in seconds]), strict=True)
+    return Ledger(**mine)
 
 
 def budget_metrics(cost: Ledger, totals: Ledger) -> dict[str, float]:
     """`budget/<entry>` of the iteration, and `budget/total_<entry>` of the run with this iteration."""
-    names = [entry.name for entry in fields(Ledger)]
-    return {f"budget/{name}": float(getattr(cost, name)) for name in names} | {
-        f"budget/total_{name}": float(getattr(totals, name)) for name in names
+    return {f"budget/{name}": float(value) for name, value in asdict(cost).items()} | {
+        f"budget/total_{name}": float(value) for name, value in asdict(totals).items()
     }
-
-
-def _parts(ledger: Ledger) -> tuple[dict[str, int], dict[str, float]]:
-    """The counts of a ledger, and its seconds."""
-    entries = {entry.name: getattr(ledger, entry.name) for entry in fields(Ledger)}
-    seconds = {name: value for name, value in entries.items() if name.endswith("_seconds")}
-    return {name: value for name, value in entries.items() if name not in seconds}, seconds
 
 
 def reduced_means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

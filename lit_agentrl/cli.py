@@ -18,6 +18,7 @@ usage: lit-agentrl COMMAND [options]
   validate   the same through Lightning's validation loop
   test       the same through Lightning's test loop
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
+  compare    configurations at the same budget, with intervals: lit-agentrl compare --config configs/compare/NAME.yaml
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
 
@@ -64,6 +65,10 @@ def _dispatch(command: str, options: list[str]) -> None:
         from lit_agentrl.pipeline import main as run_pipeline
 
         run_pipeline(options)
+    elif command == "compare":
+        from lit_agentrl.compare import main as run_compare
+
+        run_compare(options)
     elif command == "make-webshop-demo":
         from lit_agentrl.envs.webshop.demo import main as make_webshop_demo
 
@@ -81,5 +86,5 @@ def _dispatch(command: str, options: list[str]) -> None:
             # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
             raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
     else:
-        commands = (*LIGHTNING_COMMANDS, "pipeline", "make-webshop-demo", "make-alfworld-games")
+        commands = (*LIGHTNING_COMMANDS, "pipeline", "compare", "make-webshop-demo", "make-alfworld-games")
         raise UserError(f"there is no command {command!r}. Commands: {', '.join(commands)}.")
