@@ -1,7 +1,8 @@
-"""Comparisons from end to end: what is refused before anything runs, real runs on the tiny model, and a kill between."""
+"""Comparisons from end to end: what is refused before anything runs, real runs on the tiny model, a kill."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,9 @@ def words(tiny_lm, folder: Path, *more: str) -> list[str]:
         "model.optimizer.lr": "1e-2",
         "data.num_prompts": 2,
         "data.rollout": COUNTED,
+        "data.rewards": "[{function: runs.mean_token}]",
         "evaluation.num_tasks": 3,
+        "evaluation.sampling": "{temperature: 1.0, max_new_tokens: 8}",
         "export.at_end": "false",
     }
     options = [f"options.{key}={value}" for key, value in small.items()]
@@ -70,7 +73,11 @@ def test_a_comparison_killed_in_the_middle_ends_with_the_same_report(tiny_lm, tm
             points = [[r["budget"]["generated_tokens"], r["metrics"]["reward/mean"]] for r in records]
             assert axis["curves"][arm][seed] == [[x, pytest.approx(y)] for x, y in points]
     assert axis["budget"] == min(ends)
+    values = {y for curves in axis["curves"].values() for curve in curves for _, y in curve}
+    assert len(values) > 8  # the reward tells any two policies apart: the same numbers twice are no accident
 
+    for arm in ("grpo", "gigpo"):  # the first pair, to kill in the second
+        shutil.copytree(whole / arm / "seed_0", killed / arm / "seed_0")
     process = subprocess.Popen([sys.executable, "-m", "lit_agentrl", *words(tiny_lm, killed)], start_new_session=True)
     last = killed / "grpo" / "seed_1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240

@@ -81,10 +81,7 @@ def _panel(panel: Axes, axis: AxisResult, comparison: Comparison) -> None:
         mean = axis.means[arm]
         name = f"{arm} (baseline)" if arm == comparison.baseline else arm
         count = f"mean of {len(curves)} seeds" if len(curves) > 1 else "one seed"
-        marker = "o" if len(mean.spent) <= 30 else ""
-        panel.plot(
-            mean.spent, scale * mean.means, linewidth=2.6, marker=marker, markersize=4, label=f"{name}, {count}", **look
-        )
+        panel.plot(mean.spent, scale * mean.means, linewidth=2.6, label=f"{name}, {count}", **look)
     panel.axvline(axis.budget, color="#888888", linewidth=1, linestyle=(0, (2, 3)))
     panel.annotate(
         "compared here", (axis.budget, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0),

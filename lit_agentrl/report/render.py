@@ -64,7 +64,7 @@ def _rich(sheet: Sheet) -> Table:
     for place, column in enumerate(sheet.columns):
         table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
     for row in sheet.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell.replace(" [", "\n[")) for cell in row))  # an interval is not torn in two
     return table
 
 

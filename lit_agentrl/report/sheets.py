@@ -97,7 +97,15 @@ def _axis(axis: AxisResult, comparison: Comparison) -> Sheet:
         ]
         for arm in axis.arms
     ]
-    columns = ["arm", metric, "difference", "mean over the budget", "difference", f"spent for {level}", "seeds there"]
+    columns = [
+        "arm",
+        metric,
+        "difference",
+        "mean over the budget",
+        "difference",
+        f"spent to reach {level}",
+        "seeds that do",
+    ]
     origin = "" if axis.is_level_given else f", what {comparison.baseline} has at the end"
     lines = [f"{level} is the level{origin}; the mean curve's first time there counts."]
     if axis.axis in INFORMATION:
