@@ -1,7 +1,9 @@
 """Callbacks: evaluation, transcripts, export, throughput, progress, checkpoints and a guard against broken updates."""
 
+from lit_agentrl.callbacks.budget_stop import BudgetStop
 from lit_agentrl.callbacks.checkpoint import IterationCheckpoint
 from lit_agentrl.callbacks.checkpoint_io import AtomicCheckpointIO
+from lit_agentrl.callbacks.clock import UpdateClock
 from lit_agentrl.callbacks.collection import CollectionMetrics
 from lit_agentrl.callbacks.evaluation import Evaluation, read_evaluations
 from lit_agentrl.callbacks.export import HFExport
@@ -13,6 +15,7 @@ from lit_agentrl.callbacks.transcripts import Transcripts
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BudgetStop",
     "CollectionMetrics",
     "Evaluation",
     "HFExport",
@@ -21,6 +24,7 @@ __all__ = [
     "NonFiniteGuard",
     "Throughput",
     "Transcripts",
+    "UpdateClock",
     "read_evaluations",
     "stop_on_sigterm",
 ]

@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,10 +17,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_agentrl.callbacks.metrics import evaluation_metrics
 from lit_agentrl.callbacks.records import group_records, write_records
-from lit_agentrl.callbacks.source import rollout_source
+from lit_agentrl.callbacks.source import SpendingSource, rollout_source
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import append_line
-from lit_agentrl.types import SamplingParams, Split, TrajectoryGroup
+from lit_agentrl.types import Ledger, SamplingParams, Split, TrajectoryGroup
 
 GREEDY = SamplingParams(temperature=0.0)
 FILE_NAME = "evaluation.jsonl"
@@ -43,6 +44,9 @@ class EvaluationRecord(TypedDict):
     group_size: int
     temperature: float
     seconds: float
+    budget: dict[str, float]
+    """What training the evaluated policy cost so far: the entries of `Ledger`, and `seconds` of wall clock without
+    evaluations. All 0 at the start; empty where the datamodule keeps no ledger."""
     metrics: dict[str, float | None]
     """Without the callback's name in front; None where nothing supports a number."""
 
@@ -55,8 +59,8 @@ class Evaluation(Callback):
     apart, `avg_at_k` and `pass_at_k` for groups, `reward/mean` and components, `valid_actions` (the share of actions
     that the environment could use), `environment/<name>` for an environment's own numbers, `length/steps`,
     `length/action_tokens`, `truncated`, `failed` (episodes that the environment broke, left out of all else),
-    `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl` and writes its transcripts
-    to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
+    `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl`, with what the run had cost
+    by then, and writes its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
 
     Training is the same with and without it: random states are put back, and the start is not repeated on resume.
 
@@ -215,6 +219,7 @@ class Evaluation(Callback):
             "group_size": self.group_size,
             "temperature": self.sampling.temperature,
             "seconds": seconds,
+            "budget": _budget(trainer, is_untrained=when == "start"),
             "metrics": {key: value if math.isfinite(value) else None for key, value in metrics.items()},
         }
 
@@ -268,6 +273,15 @@ def read_evaluations(run: Path) -> list[EvaluationRecord]:
         latest.pop(key, None)  # so that the repetition moves to its own place in time
         latest[key] = record
     return list(latest.values())
+
+
+def _budget(trainer: Trainer, is_untrained: bool) -> dict[str, float]:
+    """The run's totals. At the start a collection is done already, but the policy has learnt nothing from it."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]  # a property that Lightning leaves unannotated
+    if not isinstance(datamodule, SpendingSource):
+        return {}
+    spent, seconds = (Ledger(), 0.0) if is_untrained else (datamodule.totals, datamodule.total_seconds)
+    return asdict(spent) | {"seconds": seconds}
 
 
 def _percent(value: float | None) -> str:

@@ -128,7 +128,7 @@ class IterationProgress(Callback):
             mean_seconds = (now - self._fit_started) / self._num_iterations
             remaining = None if last is None or last < 0 else mean_seconds * (last - number)
             print(line(number, last, _metrics(trainer, seconds), seconds, remaining), flush=True)
-        if number != last:
+        if number != last and not trainer.should_stop:
             self._spin(trainer, f"collecting rollouts of iteration {number + 1}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

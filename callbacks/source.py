@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lit_agentrl.errors import UserError
-from lit_agentrl.types import SamplingParams, Split, TrajectoryGroup
+from lit_agentrl.types import Ledger, SamplingParams, Split, TrajectoryGroup
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -35,6 +35,16 @@ class RolloutSource(Protocol):
     ) -> list[TrajectoryGroup]:
         """Groups of the first `num_tasks` tasks of the split, gathered: every rank gets all of them."""
         ...
+
+
+@runtime_checkable
+class SpendingSource(Protocol):
+    """A datamodule that knows what the run has cost; a checkpoint keeps it."""
+
+    totals: Ledger
+    """Of all collections so far, all ranks; of evaluations nothing."""
+    total_seconds: float
+    """Wall clock of the iterations so far: collecting, preparing and, added by `UpdateClock`, updating."""
 
 
 class LanguagePolicy(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol, cast
 
 import lightning as L
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.datamodules.prompts import PromptCursor
-from lit_agentrl.datamodules.statistics import iteration_metrics, reduced_means
+from lit_agentrl.datamodules.statistics import budget_metrics, iteration_cost, iteration_metrics, reduced_means
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.envs.process import ProcessHost
 from lit_agentrl.errors import UserError
@@ -35,6 +35,7 @@ from lit_agentrl.types import (
     Credit,
     Engine,
     EnvironmentSuite,
+    Ledger,
     SamplingParams,
     Split,
     TrainBatch,
@@ -146,6 +147,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.groups: list[TrajectoryGroup] = []
         """All that the last iteration collected on this rank, what dynamic sampling left out included."""
         self.iteration_metrics: dict[str, float] = {}
+        self.totals = Ledger()
+        """What all rollouts of the run cost so far, on all ranks; evaluations are not counted."""
+        self.total_seconds = 0.0
+        """Seconds of the run's iterations: collecting and preparing, and updates, which `UpdateClock` adds."""
         self._batches: list[TrainBatch] = []
         self._collected = -1
         self._position = 0
@@ -294,7 +299,11 @@ class RolloutDataModule(L.LightningDataModule):
         metrics = iteration_metrics(self.groups, rows, self.rewards, rounds, self._num_leaked())
         # The slowest rank's seconds: the others wait for it.
         names = ("time/collect", "time/advantages", "time/prepare")
-        metrics |= dict(zip(names, distributed.reduce_floats(seconds, "max"), strict=True))
+        metrics |= (slowest := dict(zip(names, distributed.reduce_floats(seconds, "max"), strict=True)))
+        cost = iteration_cost(self.groups)
+        self.totals += cost
+        self.total_seconds += sum(slowest.values())
+        metrics |= budget_metrics(cost, self.totals)
         self.iteration_metrics = metrics | reduced_means(module.advantage_sums)
 
     def _num_leaked(self) -> int:
@@ -394,12 +403,17 @@ class RolloutDataModule(L.LightningDataModule):
         return [0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The prompt cursor; sampling needs no state, its randomness is keyed by numbers."""
-        return {"position": self._position}
+        """The prompt cursor and what was spent; sampling needs no state, its randomness is keyed by numbers."""
+        return {"position": self._position, "totals": asdict(self.totals), "total_seconds": self.total_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the next prompts."""
+        """Continue with the next prompts and the budget that is left."""
         self._position = int(state_dict["position"])
+        if "totals" not in state_dict:
+            log.warning("The checkpoint holds no ledger (it is of an older version): budgets count from here on.")
+            return
+        self.totals = Ledger(**state_dict["totals"])
+        self.total_seconds = float(state_dict["total_seconds"])
 
 
 EVALUATION = -1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from lit_agentrl import distributed
 from lit_agentrl.rewards import Reward
 from lit_agentrl.rows import Row
-from lit_agentrl.types import StopReason, Trajectory, TrajectoryGroup
+from lit_agentrl.types import Ledger, StopReason, Trajectory, TrajectoryGroup
 
 
 def iteration_metrics(
@@ -70,6 +71,23 @@ def iteration_metrics(
         "rows": total["rows"],
         "time/environment": total["env_seconds"],
         "workers_leaked": total["leaked"],
+    }
+
+
+def iteration_cost(groups: Sequence[TrajectoryGroup]) -> Ledger:
+    """What the groups of all ranks cost together; the counts are exact."""
+    mine = asdict(sum((group.cost for group in groups), Ledger()))
+    seconds = [name for name in mine if name.endswith("_seconds")]
+    counts = [name for name in mine if name not in seconds]
+    mine |= zip(counts, distributed.reduce_integers([mine[name] for name in counts]), strict=True)
+    mine |= zip(seconds, distributed.reduce_floats([mine[name] for name in seconds]), strict=True)
+    return Ledger(**mine)
+
+
+def budget_metrics(cost: Ledger, totals: Ledger) -> dict[str, float]:
+    """`budget/<entry>` of the iteration, and `budget/total_<entry>` of the run with this iteration."""
+    return {f"budget/{name}": float(value) for name, value in asdict(cost).items()} | {
+        f"budget/total_{name}": float(value) for name, value in asdict(totals).items()
     }
 
 

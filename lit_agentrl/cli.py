@@ -19,6 +19,7 @@ usage: lit-agentrl COMMAND [options]
   validate   the same through Lightning's validation loop
   test       the same through Lightning's test loop
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
+  compare    configurations at the same budget, with intervals: lit-agentrl compare --config configs/compare/NAME.yaml
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
   make-facts-qa       a corpus and questions to search it: lit-agentrl make-facts-qa OUTPUT [--num_train 1400 --seed 0]
@@ -30,6 +31,7 @@ Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor")
 OWN_COMMANDS = {
     "pipeline": "lit_agentrl.pipeline",
+    "compare": "lit_agentrl.compare",
     "serve-retriever": "lit_agentrl.retrieval.serve",
     "make-facts-qa": "lit_agentrl.envs.search.facts.command",
     "make-webshop-demo": "lit_agentrl.envs.webshop.demo",

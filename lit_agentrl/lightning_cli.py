@@ -27,6 +27,7 @@ from lit_agentrl import retrieval as _retrieval  # noqa: F401
 from lit_agentrl import rollouts as _rollouts  # noqa: F401
 from lit_agentrl.callbacks import (
     AtomicCheckpointIO,
+    BudgetStop,
     CollectionMetrics,
     Evaluation,
     HFExport,
@@ -35,6 +36,7 @@ from lit_agentrl.callbacks import (
     NonFiniteGuard,
     Throughput,
     Transcripts,
+    UpdateClock,
     stop_on_sigterm,
 )
 from lit_agentrl.callbacks.source import RolloutSource
@@ -48,6 +50,8 @@ from lit_agentrl.methods.language import LanguageModule
 # In the order they run; each has a section of its name. The last ones read what the first ones log.
 STANDING_CALLBACKS = {
     "collection": CollectionMetrics,
+    "clock": UpdateClock,
+    "budget": BudgetStop,
     "guard": NonFiniteGuard,
     "evaluation": Evaluation,
     "transcripts": Transcripts,

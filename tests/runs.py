@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 
 from lit_agentrl.cli import main
 from lit_agentrl.envs import EchoSuite
-from lit_agentrl.types import Environment, Trajectory
+from lit_agentrl.rollouts.base import Prompt, RolloutContext
+from lit_agentrl.rollouts.chain import ChainRollout
+from lit_agentrl.types import Environment, Trajectory, TrajectoryGroup
 
 ROOT = Path(__file__).parent.parent
 ECHO = str(ROOT / "configs" / "experiment" / "grpopp_echo.yaml")
@@ -30,6 +33,20 @@ class SlowSuite(EchoSuite):
     def make(self, task: str) -> Environment:
         time.sleep(0.1)
         return super().make(task)
+
+
+class CountedChain(ChainRollout):
+    """Chains of an environment without tools, where every action counts as a call."""
+
+    def collect(self, prompts: Sequence[Prompt], group_size: int, context: RolloutContext) -> list[TrajectoryGroup]:
+        groups = super().collect(prompts, group_size, context)
+        for trajectory in (t for group in groups for t in group.trajectories):
+            trajectory.cost.generated_tokens = sum(len(step.action_ids) for step in trajectory.steps)
+            trajectory.cost.tool_calls = len(trajectory.steps)
+        return groups
+
+
+COUNTED = ("--data.rollout", '{"class_path": "runs.CountedChain", "init_args": {"max_steps": 2}}')
 
 
 def options(lm: str, run: Path, *more: str) -> list[str]:

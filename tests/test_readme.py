@@ -51,7 +51,7 @@ def test_commands_are_understood(words, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    if words[0] == "pipeline":
+    if words[0] in ("pipeline", "compare"):
         main([*words, "--dry-run"] if "--dry-run" not in words else words)
         return
     if "runs/dapo/config.yaml" in words:
