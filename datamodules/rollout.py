@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import lightning as L
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
+from lit_agentrl.datamodules.module import RolloutModule
 from lit_agentrl.datamodules.prompts import PromptCursor
-from lit_agentrl.datamodules.statistics import budget_metrics, iteration_cost, iteration_metrics, reduced_means
+from lit_agentrl.datamodules.signal import has_signal, without_failures
+from lit_agentrl.datamodules.statistics import (
+    budget_metrics,
+    environment_metrics,
+    iteration_cost,
+    iteration_metrics,
+    reduced_means,
+)
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.envs.process import ProcessHost
 from lit_agentrl.errors import UserError
@@ -31,49 +38,16 @@ from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
 from lit_agentrl.types import (
-    Advantages,
-    Credit,
     Engine,
     EnvironmentSuite,
     Ledger,
     SamplingParams,
     Split,
     TrainBatch,
-    Trajectory,
     TrajectoryGroup,
 )
 
 log = logging.getLogger(__name__)
-
-
-class RolloutModule(Protocol):
-    """What the datamodule needs of the module it collects for."""
-
-    policy: nn.Module | None
-    group_relative: bool
-    credit: Credit
-    advantage_sums: dict[str, tuple[float, float]]
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether micro-batches are planned by unique tokens."""
-        ...
-
-    def advantages(self, group: TrajectoryGroup) -> Advantages:
-        """The advantages of one group."""
-        ...
-
-    def batch_advantages(self, groups: Sequence[TrajectoryGroup]) -> list[Advantages]:
-        """The advantages of every group."""
-        ...
-
-    def trains_on(self, trajectory: Trajectory, advantages: list[float]) -> bool:
-        """Whether a trajectory enters the loss."""
-        ...
-
-    def prepare(self, batches: Sequence[TrainBatch]) -> None:
-        """Score the iteration's batches before its first update."""
-        ...
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -303,7 +277,7 @@ class RolloutDataModule(L.LightningDataModule):
         cost = iteration_cost(self.groups)
         self.totals += cost
         self.total_seconds += sum(slowest.values())
-        metrics |= budget_metrics(cost, self.totals)
+        metrics |= budget_metrics(cost, self.totals) | environment_metrics(self.groups)
         self.iteration_metrics = metrics | reduced_means(module.advantage_sums)
 
     def _num_leaked(self) -> int:
@@ -418,16 +392,3 @@ class RolloutDataModule(L.LightningDataModule):
 
 EVALUATION = -1
 """The iteration number that keys evaluation rollouts: the same draws whenever the same policy is evaluated."""
-
-
-def without_failures(group: TrajectoryGroup) -> TrajectoryGroup:
-    """The group without the trajectories that the environment broke."""
-    return TrajectoryGroup(group.prompt_id, [t for t in group.trajectories if not t.stop_reason.is_failure])
-
-
-def has_signal(group: TrajectoryGroup, signal: Literal["reward", "success"]) -> bool:
-    """Whether the group's trajectories differ in what they earned."""
-    value: Callable[[Trajectory], object] = (
-        (lambda t: t.total_reward) if signal == "reward" else (lambda t: bool(t.success))
-    )
-    return len({value(t) for t in without_failures(group).trajectories}) > 1
