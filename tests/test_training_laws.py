@@ -80,7 +80,7 @@ def test_dynamic_sampling_tries_new_prompts_up_to_the_cap(tiny_lm, tmp_path):
     )
     rows = [row for row in metrics(tmp_path) if row.get("rounds")]
     assert [float(row["rounds"]) for row in rows] == [3.0, 3.0]
-    assert state["RolloutDataModule"] == {"position": 2 * 3 * 2}
+    assert state["RolloutDataModule"]["position"] == 2 * 3 * 2
 
 
 def test_signal_is_judged_without_failed_trajectories():
