@@ -198,7 +198,7 @@ def test_names_are_escaped_and_the_page_needs_nothing_else(runs):
     assert r"\|" in text
     rows = [line for line in text.splitlines() if line.startswith(r"| \<script")]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {8, 5}  # 7 columns on two axes; costs have 4
-    assert "svg" not in html(comparison, plot=False)
+    assert "<svg" not in html(comparison, plot=False)
 
 
 def test_the_terminal_shows_verdicts_and_no_markup(runs, capsys):
@@ -210,8 +210,10 @@ def test_the_terminal_shows_verdicts_and_no_markup(runs, capsys):
     assert "At 200 generated tokens tree minus chain is +25.0 points" in " ".join(out.split())
 
 
-def test_pictures_are_the_same_twice(runs):
+def test_pictures_are_the_same_twice_and_have_a_panel_for_each_axis(runs):
     comparison = compared(runs)
+    assert picture(comparison, "svg").count(b"compared here</text>") == len(comparison.axes) == 2
+    assert picture(comparison, "svg").count(b'id="axes_') == 2
     assert picture(comparison, "svg") == picture(comparison, "svg")
     assert picture(comparison, "png").startswith(b"\x89PNG")
 
