@@ -94,6 +94,19 @@ def test_the_numbers_by_hand(runs):
     assert comparison.costs["tree"]["generated_tokens"] == 300
 
 
+def test_runs_that_end_early_are_named(runs):
+    notes = compared(runs, caps={"generated_tokens": 300.0, "tool_calls": 5.0}).notes
+    early = [note for note in notes if "ended before it had spent its budget" in note]
+    assert [note.split(" ended")[0] for note in early] == ["tree seed 0", "chain seed 1"]
+
+
+def test_what_nobody_counted_cannot_be_compared(runs):
+    for run in runs:
+        run.budgets = [dict(ENTRIES) for _ in run.budgets]
+    with pytest.raises(UserError, match="No axis was counted"):
+        compared(runs)
+
+
 def test_differences_are_paired_by_seed_and_task(runs):
     """The tree solves what the chain does and more: the task that both solve adds nothing to the difference."""
     values = task_values(runs)
