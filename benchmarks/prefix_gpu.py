@@ -72,12 +72,14 @@ def main() -> None:
     lm = random_qwen3(config, torch.float32 if args.quick else torch.bfloat16, args.device)
     if args.checkpoint:
         recompute_activations(lm)
-    rows = [Case(name, args, config, lm).row() for name in args.cases.split(",")]
-    text = report(rows, args)
-    print(text)
     output = args.output or (None if args.quick else HERE / f"prefix_gpu_{args.size}.md")
-    if output:
-        output.write_text(text)
+    rows: list[list[str]] = []
+    for name in args.cases.split(","):
+        rows.append(Case(name, args, config, lm).row())
+        print(" | ".join(rows[-1]), flush=True)
+        if output:
+            output.write_text(report(rows, args))  # what there is, should a later case not end
+    print(report(rows, args))
 
 
 def arguments() -> argparse.Namespace:

@@ -40,14 +40,17 @@ def random_qwen3(config: Qwen3Config, dtype: torch.dtype, device: str = "cpu") -
 
 def loss_and_gradients(scorer: Scorer, parts: list[Batch], whole: Batch) -> Tensor:
     """One backward a part, with the weights that the whole batch gives a token. Log-probabilities [B, L] of `whole`."""
-    logprobs = torch.zeros(whole.token_ids.shape, dtype=torch.float64)
     num_targets = int(whole.targets.sum())
+    found = []
     for part in parts:
         of_part = scorer(part)
         drift, advantages = part.drift.to(of_part), part.advantages.to(of_part)[:, None].expand_as(of_part)
         loss = clipped_surrogate(of_part, of_part.detach() + drift, advantages)
         (loss * part.targets).sum().div(num_targets).backward()
-        logprobs[part.rows.cpu(), : of_part.shape[1]] = of_part.detach().double().cpu()
+        found.append(of_part.detach())
+    logprobs = torch.zeros(whole.token_ids.shape, dtype=torch.float64)
+    for part, of_part in zip(parts, found, strict=True):  # afterwards: a copy would make the host wait for the GPU
+        logprobs[part.rows.cpu(), : of_part.shape[1]] = of_part.double().cpu()
     return logprobs
 
 

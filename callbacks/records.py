@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
@@ -44,7 +45,8 @@ class TrajectoryRecord(TypedDict):
     metrics: dict[str, float | None]
     """The environment's own numbers."""
     mean_logprob: float | None
-    env_seconds: float | None
+    cost: dict[str, float]
+    """What this trajectory alone cost (`types.Ledger`); a branch of a tree pays from where it left the others."""
 
 
 def trajectory_record(prompt_id: str, index: int, trajectory: Trajectory) -> TrajectoryRecord:
@@ -61,7 +63,7 @@ def trajectory_record(prompt_id: str, index: int, trajectory: Trajectory) -> Tra
         "error": trajectory.error,
         "metrics": {name: _finite(value) for name, value in trajectory.metrics.items()},
         "mean_logprob": _mean_logprob(trajectory.steps),
-        "env_seconds": _finite(trajectory.cost.env_seconds),
+        "cost": asdict(trajectory.cost),
     }
 
 

@@ -19,7 +19,7 @@ class Throughput(Callback):
     """Logs once an iteration, beside the datamodule's own `time/collect`.
 
     - `time/iteration`: wall seconds since the last iteration ended, everything included.
-    - `time/update`: from the first micro-batch to the last.
+    - `time/update`: from the first micro-batch to the last, the GPU's work included.
     - `time/evaluate`: in `Evaluation` callbacks; place this callback after them.
     - `tokens/generated_per_second` of the collection, `tokens/trained_per_second` of the update, and
       `tokens/per_second`: generated tokens over the whole iteration. Tokens are of all ranks, times of this one.
@@ -52,6 +52,8 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Remember when the update ended: other callbacks' work at the end of the epoch does not count."""
+        if pl_module.device.type == "cuda" and trainer.is_last_batch:
+            torch.cuda.synchronize(pl_module.device)  # it would still be computing, and the next collection would wait
         self._update_ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -17,7 +16,7 @@ from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer
-from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.rollouts.chat import Chat, ChatMode
 from lit_agentrl.rollouts.memory import Memory, next_prompt
 from lit_agentrl.rows import Row, assemble, trajectory_rows
 from lit_agentrl.types import Conversation, Observation, Split, Step, TrainBatch, Trajectory, WalkthroughSuite
@@ -92,7 +91,8 @@ class ConversationDataModule(L.LightningDataModule):
         max_length: Longer conversations are left out, and counted.
         max_tokens: Token budget of a micro-batch.
         seed: Of the order.
-        chat: `append` later turns to the context, or `rebuild` the prompt at every turn: as the rollouts to come.
+        chat: `append` later turns to the context, `rebuild` the prompt at every turn, or write all `inline`, as one
+            answer that no end of turn closes: as the rollouts to come.
         memory: Writes the prompts that are rebuilt; None shows the observation alone.
     """
 
@@ -104,7 +104,7 @@ class ConversationDataModule(L.LightningDataModule):
         max_length: int = 1024,
         max_tokens: int = 8192,
         seed: int = 0,
-        chat: Literal["append", "rebuild"] = "append",
+        chat: ChatMode = "append",
         memory: Memory | None = None,
     ) -> None:
         super().__init__()

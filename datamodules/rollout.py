@@ -4,72 +4,50 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import lightning as L
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
+from lit_agentrl.datamodules.module import RolloutModule
 from lit_agentrl.datamodules.prompts import PromptCursor
-from lit_agentrl.datamodules.statistics import budget_metrics, iteration_cost, iteration_metrics, reduced_means
+from lit_agentrl.datamodules.signal import has_signal, without_failures
+from lit_agentrl.datamodules.statistics import (
+    budget_metrics,
+    environment_metrics,
+    iteration_cost,
+    iteration_metrics,
+    reduced_means,
+)
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.envs.process import ProcessHost
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer, max_context
 from lit_agentrl.rewards import Reward, check_rewards, score
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
+from lit_agentrl.rollouts.budget import Budget
 from lit_agentrl.rollouts.chain import ChainRollout
-from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.rollouts.chat import Chat, ChatMode
+from lit_agentrl.rollouts.engine import check_stop
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
 from lit_agentrl.types import (
-    Advantages,
     Engine,
     EnvironmentSuite,
     Ledger,
     SamplingParams,
     Split,
     TrainBatch,
-    Trajectory,
     TrajectoryGroup,
 )
 
 log = logging.getLogger(__name__)
-
-
-class RolloutModule(Protocol):
-    """What the datamodule needs of the module it collects for."""
-
-    policy: nn.Module | None
-    group_relative: bool
-    advantage_sums: dict[str, tuple[float, float]]
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether micro-batches are planned by unique tokens."""
-        ...
-
-    def advantages(self, group: TrajectoryGroup) -> Advantages:
-        """The advantages of one group."""
-        ...
-
-    def batch_advantages(self, groups: Sequence[TrajectoryGroup]) -> list[Advantages]:
-        """The advantages of every group."""
-        ...
-
-    def trains_on(self, trajectory: Trajectory, advantages: list[float]) -> bool:
-        """Whether a trajectory enters the loss."""
-        ...
-
-    def prepare(self, batches: Sequence[TrainBatch]) -> None:
-        """Score the iteration's batches before its first update."""
-        ...
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -92,8 +70,10 @@ class RolloutDataModule(L.LightningDataModule):
             ones, in at most this many rounds.
         signal: What "earn the same" is judged by; `advantage` keeps a group in which any step's advantage is not 0,
             where a method tells steps apart (GiGPO).
-        chat: `append` later turns to the context, or `rebuild` the prompt at every step.
+        chat: `append` later turns to the context, `rebuild` the prompt at every step, or write what is observed
+            `inline`, into the answer that a stop string interrupted.
         memory: Writes the prompts that are rebuilt; None shows the observation alone.
+        budget: Hard cap on what the trajectories of a prompt may cost together; evaluation has none.
         num_workers: Threads, or processes, that step environments.
         workers: What they are; `auto` is processes for environments that ask for them (`needs_process`).
         step_deadline: Seconds an environment may take for one call before its episode fails.
@@ -116,8 +96,9 @@ class RolloutDataModule(L.LightningDataModule):
         num_passes: int = 1,
         max_rounds: int = 1,
         signal: Literal["reward", "success", "advantage"] = "reward",
-        chat: Literal["append", "rebuild"] = "append",
+        chat: ChatMode = "append",
         memory: Memory | None = None,
+        budget: Budget | None = None,
         num_workers: int = 8,
         workers: Literal["auto", "threads", "processes"] = "auto",
         step_deadline: float = 60.0,
@@ -132,7 +113,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.group_size = self.rollout.group_size(group_size)
         self.max_length, self.max_tokens = max_length, max_tokens
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
-        self.memory = memory
+        self.memory, self.budget = memory, budget
         self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
         self.host = self._process_host(workers)
         """The worker processes, where environments run in such."""
@@ -172,6 +153,14 @@ class RolloutDataModule(L.LightningDataModule):
                 self.sampling.top_p,
                 self.sampling.top_k,
             )
+        if self.budget is not None:
+            self.budget.check_action(self.sampling.max_new_tokens)
+        check_stop(self._stop_strings(self.sampling))
+        if self.chat_mode == "inline" and not (self._stop_strings(self.sampling) or self.sampling.stop_token_ids):
+            log.warning(
+                "chat='inline', but neither the environment nor sampling.stop or sampling.stop_token_ids names what "
+                "interrupts an answer: where the end of turn alone does, observations are user turns, as in append."
+            )
         if self.memory is not None and self.chat_mode != "rebuild":
             raise UserError(
                 f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set "
@@ -188,6 +177,10 @@ class RolloutDataModule(L.LightningDataModule):
                 "micro-batch. Raise --data.max_tokens or lower --data.max_length."
             )
 
+    def _stop_strings(self, sampling: SamplingParams) -> tuple[str, ...]:
+        """What the user and the environment want actions to end with."""
+        return (*sampling.stop, *self.environment.stop_strings)
+
     def _process_host(self, workers: str) -> ProcessHost | None:
         if workers == "threads" or (workers == "auto" and not self.environment.needs_process):
             return None
@@ -201,6 +194,7 @@ class RolloutDataModule(L.LightningDataModule):
     def _parts(self) -> tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool]:
         if self._ready is None:
             tokenizer = load_tokenizer(self.pretrained)
+            self.engine.use_tokenizer(tokenizer)
             # A process keeps the deadline itself: the pool's threads only wait for it.
             pool = EnvironmentPool(self.num_workers, None if self.host else self.step_deadline)
             self._ready = tokenizer, Chat(tokenizer, self.chat_mode), pool
@@ -263,7 +257,7 @@ class RolloutDataModule(L.LightningDataModule):
         healthy = [without_failures(group) for group in trained]
         advantages = module.batch_advantages(healthy)
         valued = time.perf_counter()
-        rows = to_rows(healthy, advantages, module.trains_on)
+        rows = to_rows(healthy, advantages, module.trains_on, module.credit)
         updates = split_updates(rows, self.num_updates) * self.num_passes
         self._batches, per_step = assemble(
             updates,
@@ -271,6 +265,7 @@ class RolloutDataModule(L.LightningDataModule):
             distributed.reduce_integers,
             shared=module.shares_prefixes,
             temperature=self.sampling.temperature,
+            sum_weights=None if module.credit == "sum" else distributed.reduce_floats,
         )
         self.trainer.accumulate_grad_batches = per_step
         module.prepare(self._batches)
@@ -282,7 +277,7 @@ class RolloutDataModule(L.LightningDataModule):
         cost = iteration_cost(self.groups)
         self.totals += cost
         self.total_seconds += sum(slowest.values())
-        metrics |= budget_metrics(cost, self.totals)
+        metrics |= budget_metrics(cost, self.totals) | environment_metrics(self.groups)
         self.iteration_metrics = metrics | reduced_means(module.advantage_sums)
 
     def _num_leaked(self) -> int:
@@ -321,7 +316,7 @@ class RolloutDataModule(L.LightningDataModule):
         sampling = replace(
             sampling,
             stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()),
-            stop=(*sampling.stop, *self.environment.stop_strings),
+            stop=self._stop_strings(sampling),
         )
         context = RolloutContext(
             self.engine,
@@ -332,6 +327,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.max_length,
             self.seed,
             iteration,
+            None if iteration == EVALUATION else self.budget,
             self.memory,
         )
         with self.trainer.precision_plugin.forward_context():
@@ -396,16 +392,3 @@ class RolloutDataModule(L.LightningDataModule):
 
 EVALUATION = -1
 """The iteration number that keys evaluation rollouts: the same draws whenever the same policy is evaluated."""
-
-
-def without_failures(group: TrajectoryGroup) -> TrajectoryGroup:
-    """The group without the trajectories that the environment broke."""
-    return TrajectoryGroup(group.prompt_id, [t for t in group.trajectories if not t.stop_reason.is_failure])
-
-
-def has_signal(group: TrajectoryGroup, signal: Literal["reward", "success"]) -> bool:
-    """Whether the group's trajectories differ in what they earned."""
-    value: Callable[[Trajectory], object] = (
-        (lambda t: t.total_reward) if signal == "reward" else (lambda t: bool(t.success))
-    )
-    return len({value(t) for t in without_failures(group).trajectories}) > 1

@@ -20,7 +20,8 @@ def iteration_metrics(
 ) -> dict[str, float]:
     """Means over all healthy trajectories of the iteration, shares and counts; the same keys on every rank, always.
 
-    `groups` are all that were collected, `rows` those of the groups that are trained.
+    `groups` are all that were collected, `rows` those of the groups that are trained. A step that trajectories of a
+    tree share is in the mean of each; `tokens/generated` and what is spent count it once.
     """
     every = [t for group in groups for t in group.trajectories]
     healthy = [t for t in every if not t.stop_reason.is_failure]
@@ -43,7 +44,9 @@ def iteration_metrics(
         "zero_signal": float(sum(_flat(group) for group in groups)),
         "rows": float(sum(len(group_rows) for group_rows in rows)),
         "row_tokens": float(sum(len(row.token_ids) for group_rows in rows for row in group_rows)),
-        "env_seconds": sum(t.cost.env_seconds for t in every),
+        "generated": float(sum(group.cost.generated_tokens for group in groups)),
+        "not_begun": float(sum(group.num_not_begun for group in groups)),
+        "env_seconds": sum(group.cost.env_seconds for group in groups),
         "leaked": float(num_leaked),
     }
     sums |= {f"stop/{reason}": float(sum(t.stop_reason is reason for t in every)) for reason in StopReason}
@@ -66,12 +69,26 @@ def iteration_metrics(
         "failed": total["episodes"] - total["healthy"],
         "rounds": float(max(distributed.reduce_integers([rounds], "max"))),
         **{f"stop/{reason}": total[f"stop/{reason}"] for reason in StopReason},
-        "tokens/generated": total["action_tokens"],
+        "tokens/generated": total["generated"],
         "tokens/trained": total["row_tokens"],
         "rows": total["rows"],
         "time/environment": total["env_seconds"],
         "workers_leaked": total["leaked"],
+        "budget/not_begun": total["not_begun"],
     }
+
+
+def environment_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
+    """`environment/<name>`: means of the environments' own numbers over the healthy trajectories that have them."""
+    own = [t.metrics for group in groups for t in group.trajectories if not t.stop_reason.is_failure]
+    # Which numbers there are, only trajectories tell, and a rank may have none.
+    names = sorted({name for names in distributed.gather(sorted({n for m in own for n in m})) for name in names})
+    return reduced_means(
+        {
+            f"environment/{name}": (sum(m[name] for m in own if name in m), float(sum(name in m for m in own)))
+            for name in names
+        }
+    )
 
 
 def iteration_cost(groups: Sequence[TrajectoryGroup]) -> Ledger:

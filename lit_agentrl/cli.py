@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
@@ -21,18 +22,30 @@ usage: lit-agentrl COMMAND [options]
   compare    configurations at the same budget, with intervals: lit-agentrl compare --config configs/compare/NAME.yaml
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
+  make-facts-qa       a corpus and questions to search it: lit-agentrl make-facts-qa OUTPUT [--num_train 1400 --seed 0]
+  serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor")
+OWN_COMMANDS = {
+    "pipeline": "lit_agentrl.pipeline",
+    "compare": "lit_agentrl.compare",
+    "serve-retriever": "lit_agentrl.retrieval.serve",
+    "make-facts-qa": "lit_agentrl.envs.search.facts.command",
+    "make-webshop-demo": "lit_agentrl.envs.webshop.demo",
+    "make-alfworld-games": "lit_agentrl.envs.alfworld.maker",
+}
+"""The module whose `main(options)` runs each: imported when it is asked for."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Run `lit-agentrl` with these arguments (the process's own by default).
 
     Raises:
-        SystemExit: With 2 after an error that is the user's to fix, 130 or 143 after Ctrl-C or SIGTERM.
+        SystemExit: With 2 after an error that is the user's to fix, 130 or 143 after Ctrl-C or SIGTERM (which is how
+            `serve-retriever` is told to end: there it is no error).
     """
     given = sys.argv[1:] if args is None else args
     if not given or given[0] in ("-h", "--help"):
@@ -61,22 +74,8 @@ def _user_error(error: BaseException | None) -> str | None:
 
 
 def _dispatch(command: str, options: list[str]) -> None:
-    if command == "pipeline":
-        from lit_agentrl.pipeline import main as run_pipeline
-
-        run_pipeline(options)
-    elif command == "compare":
-        from lit_agentrl.compare import main as run_compare
-
-        run_compare(options)
-    elif command == "make-webshop-demo":
-        from lit_agentrl.envs.webshop.demo import main as make_webshop_demo
-
-        make_webshop_demo(options)
-    elif command == "make-alfworld-games":
-        from lit_agentrl.envs.alfworld.maker import main as make_alfworld_games
-
-        make_alfworld_games(options)
+    if command in OWN_COMMANDS:
+        importlib.import_module(OWN_COMMANDS[command]).main(options)
     elif command in LIGHTNING_COMMANDS:
         from lit_agentrl.lightning_cli import run
 
@@ -86,5 +85,5 @@ def _dispatch(command: str, options: list[str]) -> None:
             # Lightning exits with 1 after Ctrl-C; shells and schedulers know an interrupt by 130.
             raise SystemExit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code) from None
     else:
-        commands = (*LIGHTNING_COMMANDS, "pipeline", "compare", "make-webshop-demo", "make-alfworld-games")
+        commands = (*LIGHTNING_COMMANDS, *OWN_COMMANDS)
         raise UserError(f"there is no command {command!r}. Commands: {', '.join(commands)}.")

@@ -23,6 +23,8 @@ from lit_agentrl import __version__
 from lit_agentrl import datamodules as _datamodules  # noqa: F401
 from lit_agentrl import envs as _envs  # noqa: F401
 from lit_agentrl import methods as _methods  # noqa: F401
+from lit_agentrl import retrieval as _retrieval  # noqa: F401
+from lit_agentrl import rollouts as _rollouts  # noqa: F401
 from lit_agentrl.callbacks import (
     AtomicCheckpointIO,
     BudgetStop,

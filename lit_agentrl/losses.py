@@ -185,9 +185,17 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KLEstimate = "k3") -> Tens
 
 
 def surrogate_metrics(
-    logp: Tensor, old_logp: Tensor, mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+    logp: Tensor,
+    old_logp: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    *,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Sums over the masked tokens, each a scalar; over micro-batches and ranks, sum / num_tokens is the true mean.
+
+    With `weights` a token counts its weight in all four.
 
     `ratio`: r. `clip_fraction`: 1 where r is outside [1 - clip_low, 1 + clip_high], whatever the sign of the advantage.
     `approx_kl`: k3 between the old policy and the new, r - 1 - log r. `num_tokens`: 1.
@@ -200,11 +208,12 @@ def surrogate_metrics(
     log_ratio = _bounded(torch.where(mask, logp.detach() - old_logp.detach(), 0.0))
     ratio = log_ratio.exp()
     outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+    counts = mask if weights is None else _on_mask(weights, mask)
     return {
-        "ratio": (ratio * mask).sum(),
-        "clip_fraction": (outside & mask).sum().to(ratio.dtype),
-        "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
-        "num_tokens": mask.sum().to(ratio.dtype),
+        "ratio": (ratio * counts).sum(),
+        "clip_fraction": (outside * counts).sum().to(ratio.dtype),
+        "approx_kl": ((torch.expm1(log_ratio) - log_ratio) * counts).sum(),
+        "num_tokens": counts.sum().to(ratio.dtype),
     }
 
 
@@ -216,9 +225,10 @@ def aggregate(
     mask: Tensor,
     kind: Aggregation,
     *,
-    num_tokens: int | None = None,
-    num_sequences: int | None = None,
+    num_tokens: float | None = None,
+    num_sequences: float | None = None,
     max_length: int | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """One number from a loss per token. T_i = masked tokens of row i.
 
@@ -230,14 +240,21 @@ def aggregate(
     The counts make the sum over micro-batches and ranks equal one big batch: give those of the whole optimiser step. An
     empty mask gives 0.
 
+    With `weights` w a token's loss is multiplied by its w, and what it is divided by counts in the same measure: a
+    token as w, a row as the mean w of its tokens. So copies of a row that weigh 1 / n each are one row, whatever the
+    kind, and a loss of 1 everywhere still has a mean of 1. T_i stays a number of tokens.
+
     Args:
         loss: [B, L].
         mask: [B, L], True on the tokens that count.
         kind: Which mean.
-        num_tokens: Tokens that count, in the whole optimiser step; those of the mask by default.
-        num_sequences: Rows with a token that counts, in the whole optimiser step; those of the mask by default.
+        num_tokens: Tokens that count, in the whole optimiser step; those of the mask by default. With weights, the sum
+            of theirs.
+        num_sequences: Rows with a token that counts, in the whole optimiser step; those of the mask by default. With
+            weights, the sum of the rows' means.
         max_length: The constant token count of a row; `constant` only, which needs it: the padded length changes from
             batch to batch.
+        weights: [B, L], 0 or more; None lets every token count 1.
 
     Raises:
         ValueError: If shapes differ, a count is negative, `constant` lacks `max_length` or the kind is unknown.
@@ -253,9 +270,14 @@ def aggregate(
     mask = mask.bool()
     loss = torch.where(mask, loss, 0.0)
     lengths = mask.sum(-1)
+    tokens, rows = lengths.sum(), (lengths > 0).sum()
+    if weights is not None:
+        counts = _on_mask(weights, mask)
+        loss = loss * counts
+        tokens, rows = counts.sum(), (counts.sum(-1) / lengths.clamp(min=1)).sum()
     if kind == "token_mean":
-        return loss.sum() / _at_least_one(num_tokens, lengths.sum())
-    sequences = _at_least_one(num_sequences, (lengths > 0).sum())
+        return loss.sum() / _denominator(num_tokens, tokens)
+    sequences = _denominator(num_sequences, rows)
     if kind == "seq_mean_token_mean":
         return (loss.sum(-1) / lengths.clamp(min=1)).sum() / sequences
     if kind == "seq_mean_token_sum":
@@ -295,6 +317,12 @@ def _gradient_where_finite(difference: Tensor, *factors: Tensor) -> Tensor:
     return torch.where(finite, difference, difference.detach())
 
 
-def _at_least_one(count: int | None, default: Tensor) -> Tensor | int:
+def _denominator(count: float | None, default: Tensor) -> Tensor | float:
     """The count to divide by; 1 for an empty mask, whose sum is 0."""
-    return default.clamp(min=1) if count is None else max(count, 1)
+    return torch.where(default > 0, default, 1) if count is None else count or 1
+
+
+def _on_mask(weights: Tensor, mask: Tensor) -> Tensor:
+    """What each token counts, 0 off the mask."""
+    check_same_shape(weights=weights, mask=mask)
+    return torch.where(mask, weights, 0.0)

@@ -6,6 +6,7 @@ episode whose prompt was rebuilt at every step is one row a step. Only sampled t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,10 +15,12 @@ import torch
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.prefix_tree import PackedTree, plan_packs
 from lit_agentrl.models.scoring import MIN_REUSE
-from lit_agentrl.types import Advantages, TrainBatch, Trajectory, TrajectoryGroup
+from lit_agentrl.types import Advantages, Credit, TrainBatch, Trajectory, TrajectoryGroup
 
 Reduce = Callable[[list[int], str], list[int]]
 """Reduces integers over ranks; the second argument is "sum" or "max"."""
+Sum = Callable[[list[float]], list[float]]
+"""Adds up over ranks."""
 
 
 @dataclass(slots=True)
@@ -28,53 +31,81 @@ class Row:
     action_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    """What each token counts, 0 on context; empty where sampled tokens all count 1."""
 
     @property
     def num_action_tokens(self) -> int:
         """How many tokens of the row carry a loss."""
         return sum(self.action_mask)
 
-    def extend(self, token_ids: Sequence[int], logprobs: list[float] | None = None, advantage: float = 0.0) -> None:
+    @property
+    def weight(self) -> float:
+        """What its sampled tokens count together."""
+        return sum(self.weights) if self.weights else float(self.num_action_tokens)
+
+    def extend(
+        self,
+        token_ids: Sequence[int],
+        logprobs: list[float] | None = None,
+        advantage: float = 0.0,
+        weight: float | None = None,
+    ) -> None:
         """Append context tokens, or, with their log-probabilities, sampled ones."""
         self.token_ids += token_ids
         self.action_mask += [logprobs is not None] * len(token_ids)
         self.logprobs += [0.0] * len(token_ids) if logprobs is None else logprobs
         self.advantages += [advantage] * len(token_ids)
+        self.weights += [] if weight is None else [weight] * len(token_ids)
 
 
 def to_rows(
     groups: Sequence[TrajectoryGroup],
     advantages: Sequence[Advantages],
     keep: Callable[[Trajectory, list[float]], bool] | None = None,
+    credit: Credit = "sum",
 ) -> list[list[Row]]:
-    """The rows of every group, [P][rows]; a trajectory that failed, has no step, or is refused by `keep` gives none."""
+    """The rows of every group, [P][rows]; a trajectory that failed, has no step, or is refused by `keep` gives none.
+
+    A step that trajectories share (the same `Step` object: it was sampled once) is in the rows of each; `credit` says
+    what it counts there. Only trajectories that give rows are counted. With `sum`, rows carry no weights.
+    """
     rows: list[list[Row]] = []
     for group, group_advantages in zip(groups, advantages, strict=True):
+        kept = [
+            (trajectory, values)
+            for trajectory, values in zip(group.trajectories, group_advantages, strict=True)
+            if not trajectory.stop_reason.is_failure and (keep is None or keep(trajectory, values))
+        ]
+        leaves = Counter(id(step) for trajectory, _ in kept for step in trajectory.steps)
         rows.append([])
-        for trajectory, step_advantages in zip(group.trajectories, group_advantages, strict=True):
-            if trajectory.stop_reason.is_failure or (keep is not None and not keep(trajectory, step_advantages)):
-                continue
-            rows[-1] += trajectory_rows(trajectory, step_advantages)
+        for trajectory, values in kept:
+            shares = None
+            if credit != "sum":
+                shares = [leaves[id(step)] ** _CREDIT_POWERS[credit] for step in trajectory.steps]
+            rows[-1] += trajectory_rows(trajectory, values, shares)
     return rows
 
 
-def trajectory_rows(trajectory: Trajectory, advantages: Sequence[float]) -> list[Row]:
-    """Split one trajectory into maximal runs of steps whose context extends the row so far."""
+def trajectory_rows(
+    trajectory: Trajectory, advantages: Sequence[float], weights: Sequence[float] | None = None
+) -> list[Row]:
+    """Split one trajectory into maximal runs of steps whose context extends the row so far; `weights` [K] of steps."""
     rows: list[Row] = []
-    for step, advantage in zip(trajectory.steps, advantages, strict=True):
+    for k, (step, advantage) in enumerate(zip(trajectory.steps, advantages, strict=True)):
         if not step.action_ids:
             continue
         seen = len(rows[-1].token_ids) if rows else 0
         if not rows or step.context_ids[:seen] != rows[-1].token_ids:
             rows.append(Row())
             seen = 0
-        rows[-1].extend(step.context_ids[seen:])
-        rows[-1].extend(step.action_ids, step.logprobs, advantage)
+        rows[-1].extend(step.context_ids[seen:], weight=None if weights is None else 0.0)
+        rows[-1].extend(step.action_ids, step.logprobs, advantage, None if weights is None else weights[k])
     return rows
 
 
 def split_updates(rows_by_group: Sequence[list[Row]], num_updates: int) -> list[list[Row]]:
-    """Deal whole groups to `num_updates` optimiser steps; a group is never torn between two."""
+    """Deal whole groups to `num_updates` optimiser steps; a group, so a tree, is never torn between two."""
     return [[row for rows in rows_by_group[start::num_updates] for row in rows] for start in range(num_updates)]
 
 
@@ -121,17 +152,27 @@ def _within_budget(rows: Sequence[Row], pack: list[int], max_tokens: int, batch:
 
 
 def assemble(
-    updates: Sequence[list[Row]], max_tokens: int, reduce: Reduce, *, shared: bool, temperature: float = 1.0
+    updates: Sequence[list[Row]],
+    max_tokens: int,
+    reduce: Reduce,
+    *,
+    shared: bool,
+    temperature: float = 1.0,
+    sum_weights: Sum | None = None,
 ) -> tuple[list[TrainBatch], int]:
     """The micro-batches of all optimiser steps, in order, and how many make one step.
 
     The count is the same for every step and every rank: Lightning accumulates a fixed number, and ranks that run out of
     batches would leave their peers waiting. What is missing is filled with batches that carry no loss. Denominators are
-    global: `num_action_tokens` and `num_rows` count the whole optimiser step on all ranks.
+    global: `num_action_tokens` and `num_rows` count the whole optimiser step on all ranks. Where rows carry weights,
+    `sum_weights` adds theirs up; it is given on every rank or on none.
     """
     plans = [plan_micro_batches(rows, max_tokens, shared=shared) for rows in updates]
     per_step = max(1, *reduce([len(plan) for plan in plans], "max"))
     totals = reduce([n for rows in updates for n in (sum(r.num_action_tokens for r in rows), len(rows))], "sum")
+    weights = None
+    if sum_weights is not None:
+        weights = sum_weights([total for rows in updates for total in _total_weights(rows)])
     batches: list[TrainBatch] = []
     for number, (rows, plan) in enumerate(zip(updates, plans, strict=True)):
         num_action_tokens, num_rows = totals[2 * number], totals[2 * number + 1]
@@ -139,8 +180,15 @@ def assemble(
             chosen = [rows[i] for i in plan[micro]] if micro < len(plan) else [_EMPTY]
             batch = collate(chosen, num_action_tokens, num_rows, temperature)
             batch.num_updates = len(updates)
+            if weights is not None:
+                batch.total_weight, batch.total_row_weight = weights[2 * number], weights[2 * number + 1]
             batches.append(batch)
     return batches, per_step
+
+
+def _total_weights(rows: Sequence[Row]) -> tuple[float, float]:
+    """What the sampled tokens count together, and what the rows do, each as its sampled tokens do on average."""
+    return sum(row.weight for row in rows), sum(row.weight / row.num_action_tokens for row in rows)
 
 
 def collate(rows: Sequence[Row], num_action_tokens: int, num_rows: int, temperature: float = 1.0) -> TrainBatch:
@@ -150,12 +198,15 @@ def collate(rows: Sequence[Row], num_action_tokens: int, num_rows: int, temperat
     token_ids = torch.zeros(shape, dtype=torch.int64)
     action_mask = torch.zeros(shape, dtype=torch.bool)
     old_logprobs, advantages = torch.zeros(shape), torch.zeros(shape)
+    weights = torch.zeros(shape) if any(row.weights for row in rows) else None
     for b, row in enumerate(rows):
         n = lengths[b]
         token_ids[b, :n] = torch.tensor(row.token_ids)
         action_mask[b, :n] = torch.tensor(row.action_mask)
         old_logprobs[b, :n] = torch.tensor(row.logprobs)
         advantages[b, :n] = torch.tensor(row.advantages)
+        if weights is not None:
+            weights[b, :n] = torch.tensor(row.weights or row.action_mask)
     return TrainBatch(
         token_ids=token_ids,
         lengths=torch.tensor(lengths),
@@ -165,8 +216,10 @@ def collate(rows: Sequence[Row], num_action_tokens: int, num_rows: int, temperat
         num_action_tokens=num_action_tokens,
         num_rows=num_rows,
         temperature=temperature,
+        weights=weights,
     )
 
 
+_CREDIT_POWERS = {"sum": 0.0, "mean": -1.0, "sqrt": -0.5}
 # Two tokens and no loss: what a rank trains on while its peers still have rows.
 _EMPTY = Row([0, 0], [False, False], [0.0, 0.0], [0.0, 0.0])

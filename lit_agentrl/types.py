@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "val", "test"]
 Advantages = list[list[float]]
 """One advantage per step of every trajectory of a group, [G][K]."""
+Credit = Literal["sum", "mean", "sqrt"]
+"""What a token of a step that n trajectories share counts in each of their rows: 1, 1 / n or 1 / sqrt(n)."""
 
 
 class StopReason(StrEnum):
@@ -71,6 +74,8 @@ class Step:
     """The action as text, special tokens removed, for transcripts and rewards."""
     finish: Literal["stop", "length"] = "stop"
     """Whether the action ended by itself or was cut at `max_new_tokens`."""
+    is_shortened: bool = False
+    """Whether history was left out of the prompt to fit the context."""
 
 
 @dataclass(slots=True)
@@ -118,8 +123,11 @@ class Trajectory:
     """What this trajectory alone cost: a branch of a tree pays from where it left the others."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The environment's own numbers at the end of the episode, where it has such (`Environment.metrics`)."""
-    num_shortened: int = 0
-    """Rebuilt prompts that history was left out of to fit the context."""
+
+    @property
+    def num_shortened(self) -> int:
+        """Rebuilt prompts that history was left out of to fit the context."""
+        return sum(step.is_shortened for step in self.steps)
 
 
 @dataclass(slots=True)
@@ -132,6 +140,8 @@ class TrajectoryGroup:
     """The type of the task, as the suite names it."""
     dropped_cost: Ledger = field(default_factory=Ledger)
     """What trajectories cost that were played and not kept."""
+    num_not_begun: int = 0
+    """Trajectories that the budget left no room for."""
 
     @property
     def cost(self) -> Ledger:
@@ -168,6 +178,22 @@ class TrainBatch:
     """[B, L] float32 under the reference policy; None without a KL term."""
     temperature: float = 1.0
     """The sampling temperature, which every log-probability of these rows is taken at."""
+    weights: Tensor | None = None
+    """[B, L] float32, what each token counts in the loss and in all that the loss is divided by; None: all count 1."""
+    total_weight: float | None = None
+    """Weight of all action tokens of the whole optimiser step: all micro-batches, all ranks; None: all count 1."""
+    total_row_weight: float | None = None
+    """The same of rows; a row counts what its action tokens count on average."""
+
+    @property
+    def token_denominator(self) -> float:
+        """What the action tokens of the whole optimiser step count together."""
+        return self.num_action_tokens if self.total_weight is None else self.total_weight
+
+    @property
+    def row_denominator(self) -> float:
+        """What the rows of the whole optimiser step count together."""
+        return self.num_rows if self.total_row_weight is None else self.total_row_weight
 
 
 @dataclass(slots=True)
@@ -292,7 +318,8 @@ class Completion:
     """What an engine generated for one context."""
 
     token_ids: list[int]
-    """The sampled tokens; the end-of-turn token is the last one when `finish` is "stop"."""
+    """The sampled tokens; when `finish` is "stop", the last one is the token that ended the action: an end-of-turn
+    token, or the one that completed a stop string."""
     logprobs: list[float]
     """Log-probability of each token at the sampling temperature (at temperature 1 for greedy)."""
     finish: Literal["stop", "length"]
@@ -314,6 +341,9 @@ class Engine(ABC):
     @abstractmethod
     def sync(self, policy: nn.Module) -> None:
         """Take over the policy's weights; forget cached keys and values."""
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  # nothing to do for most
+        """Learn what tokens read as, once, before the first call: an engine that sees stop strings by it keeps it."""
 
 
 Metrics = Mapping[str, float]

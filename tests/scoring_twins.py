@@ -29,6 +29,7 @@ def loss_of(scores: TokenScores, targets: Tensor, num_targets: int) -> Tensor:
     advantage = torch.randn(len(targets), 1, generator=generator, dtype=scores.logprobs.dtype)
     bonus = torch.randn(targets.shape, generator=generator, dtype=scores.logprobs.dtype)
     ratio = (scores.logprobs - scores.logprobs.detach()).exp()
+    advantage, bonus = advantage.to(targets.device), bonus.to(targets.device)
     per_token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     if scores.entropy is not None:
         per_token = per_token + bonus * scores.entropy

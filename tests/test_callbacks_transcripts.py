@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console
@@ -51,7 +52,7 @@ def test_a_record_holds_what_happened():
         "error": "",
         "metrics": {"score": 0.5},
         "mean_logprob": -0.5,
-        "env_seconds": 1.5,
+        "cost": asdict(Ledger(env_seconds=1.5)),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lit_agentrl.advantages import standardize
 from lit_agentrl.datamodules import RolloutDataModule
-from lit_agentrl.datamodules.rollout import without_failures
+from lit_agentrl.datamodules.signal import without_failures
 from lit_agentrl.envs import EchoSuite
 from lit_agentrl.errors import UserError
 from lit_agentrl.methods import GiGPOModule

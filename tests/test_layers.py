@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"__init__", "errors", "types", "cache", "distributed", "files"},
     {"advantages", "losses", "rewards", "_checks", "_segments", "_step_advantages", "_preference_losses"},
-    {"rows", "anchors", "envs", "models", "rollouts", "knowledge"},
+    {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
     {"methods", "datamodules", "callbacks"},
     {"report", "doctor"},
     {"lightning_cli", "pipeline", "compare", "stages"},

@@ -233,3 +233,22 @@ def test_key_heads_shared_by_one_query_head_or_by_all() -> None:
         expected = scores_and_gradients(padded(lm), "tree")
         for backend in ("tree_merge", "dense", "flex"):
             assert_same(scores_and_gradients(grouped(lm, backend), "tree"), expected, values=1e-12, gradients=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_flex_attention_gets_one_dtype_under_autocast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings make float32 of queries and keys: the kernels get the values' 16 bits for all three."""
+    seen = set()
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, training: bool = False, **options: object) -> Tensor:
+        seen.update((query.dtype, key.dtype, value.dtype))
+        return flex_for_training(query, key, value, **options)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(hf_flex, "compile_friendly_flex_attention", spy)
+    lm = build_lm(CONFIGS[name](), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = scores_and_gradients(grouped(lm, "flex"), "tree")
+    assert seen == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = scores_and_gradients(padded(lm), "tree")
+    assert float((found.logprobs - expected.logprobs).abs().max()) < 0.05

@@ -1,6 +1,8 @@
 """What holds for every suite that needs neither data nor a server: splits, repeatability, and other processes."""
 
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +12,23 @@ from lit_agentrl.envs import (
     EZPointsSuite,
     NumberLineSuite,
     Points24Suite,
+    SearchSuite,
     SokobanSuite,
     TextWorldSuite,
+    WebSuite,
 )
 from lit_agentrl.types import EnvironmentSuite
+from search_parts import Library, write_questions
 
 FEW = {"num_train": 6, "num_val": 3, "num_test": 3}
+
+
+def questions() -> str:
+    """A file of 60 questions in the run's temporary folder."""
+    records = [{"id": str(n), "question": f"What is {n}?", "golden_answers": [f"number {n}"]} for n in range(60)]
+    return write_questions(Path(os.environ["LIT_AGENTRL_CACHE"]), records, "suites.jsonl")
+
+
 SUITES = {
     "echo": EchoSuite,
     "textworld": lambda: TextWorldSuite(**FEW),
@@ -26,6 +39,8 @@ SUITES = {
     "ezpoints": EZPointsSuite,
     "points24": Points24Suite,
     "blackjack": BlackjackSuite,
+    "search": lambda: SearchSuite(questions(), Library()),
+    "web": lambda: WebSuite(questions(), Library()),
 }
 
 

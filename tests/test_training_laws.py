@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_agentrl.datamodules.rollout import has_signal
+from lit_agentrl.datamodules.signal import has_signal
 from lit_agentrl.types import StopReason, Trajectory, TrajectoryGroup
 from runs import checkpoint, fit, metrics
 

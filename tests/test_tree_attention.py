@@ -62,6 +62,46 @@ def test_block_mask_holds_the_same_rule(window: int | None) -> None:
     assert torch.equal(unused, torch.eye(128, dtype=torch.bool)[len(tree) :])
 
 
+@pytest.mark.parametrize("window", [None, 1, 100, 300, 5000])
+def test_blocks_are_those_that_looking_at_all_pairs_finds(window: int | None) -> None:
+    """Without a window exactly; with one, no block that is seen is left out and none that hides is taken as full."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(3, 90, (5, 700), generator=generator)
+    rows[:, :300], rows[2:, :500], rows[4, :650] = rows[0, :300], rows[2, :500], rows[3, :650]
+    tree = padded_to(PackedTree.build(rows, torch.tensor([700, 640, 700, 513, 699])), 128)
+    mask, size = block_mask(tree, window), len(tree)
+    seen = visible(tree, window).view(size // 128, 128, size // 128, 128).permute(0, 2, 1, 3).flatten(2)
+    partial, full = (
+        blocks_of(mask.kv_num_blocks, mask.kv_indices),
+        blocks_of(mask.full_kv_num_blocks, mask.full_kv_indices),
+    )
+    assert not (partial & full).any()
+    assert (partial | full)[seen.any(2)].all()
+    assert seen.all(2)[full].all()
+    if window is None:
+        assert torch.equal(partial | full, seen.any(2))
+        assert torch.equal(full, seen.all(2))
+    else:
+        assert 0 < int((partial | full).sum()) < (size // 128) ** 2 // 2 + size // 128
+    by_key = blocks_of(mask.q_num_blocks, mask.q_indices) | blocks_of(mask.full_q_num_blocks, mask.full_q_indices)
+    assert torch.equal(by_key, (partial | full).T)
+
+
+def blocks_of(num_blocks: Tensor | None, indices: Tensor | None) -> Tensor:
+    """[n, n] bool, from how many blocks each row has and which."""
+    assert num_blocks is not None
+    assert indices is not None
+    found = torch.zeros(indices.shape[2:], dtype=torch.bool)
+    for row, count in enumerate(num_blocks[0, 0].tolist()):
+        found[row, indices[0, 0, row, :count].long()] = True
+    return found
+
+
+def test_a_block_mask_needs_a_padded_tree() -> None:
+    with pytest.raises(ValueError, match="no multiple of 128"):
+        block_mask(tree_of("tree"))
+
+
 def test_padding_to_a_multiple_that_fits_changes_nothing() -> None:
     tree = tree_of("group")
     assert padded_to(tree, len(tree)) is tree

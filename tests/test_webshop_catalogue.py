@@ -6,7 +6,6 @@ import random
 import tracemalloc
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from lit_agentrl.envs.webshop import json_stream
@@ -14,7 +13,6 @@ from lit_agentrl.envs.webshop.catalogue import open_catalogue
 from lit_agentrl.envs.webshop.goals import GoalTable, make_goal, num_goals
 from lit_agentrl.envs.webshop.json_stream import array_items, lines, object_items
 from lit_agentrl.envs.webshop.products import Product, parse_product, with_attributes, with_human
-from lit_agentrl.envs.webshop.search import SearchIndex, best, build_index, stem, tokenize
 from lit_agentrl.envs.webshop.sources import find_sources
 from lit_agentrl.errors import UserError
 from webshop_parts import ATTRIBUTES, HUMAN, RECORDS, SHIRT, TABLE, record, write_shop
@@ -236,66 +234,6 @@ def test_a_broken_catalogue_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     assert [p.suffix for p in (tmp_path / "cache" / "webshop").iterdir()] == [".lock"] * 3
     path.write_text(whole)
     assert len(open_catalogue(find_sources(folder, "small", "synthetic"))) == len(RECORDS)
-
-
-def slow_bm25(texts: list[str], query: str) -> list[float]:
-    """Lucene's BM25, word by word."""
-    documents = [tokenize(text) for text in texts]
-    average = sum(map(len, documents)) / len(documents)
-    scores = []
-    for words in documents:
-        total = 0.0
-        for word in tokenize(query):
-            containing = sum(word in other for other in documents)
-            if containing:
-                idf = math.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
-                frequency = words.count(word)
-                total += idf * frequency / (frequency + 0.9 * (1 - 0.4 + 0.4 * len(words) / average))
-        scores.append(total)
-    return scores
-
-
-def test_search_is_bm25(tmp_path):
-    """Scores, order and number of results equal those of the slow twin."""
-    rng = random.Random(0)
-    vocabulary = [f"w{n}" for n in range(60)]
-    texts = [" ".join(rng.choices(vocabulary, k=rng.randint(3, 30))) for _ in range(120)]
-    build_index(texts, tmp_path)
-    index = SearchIndex(tmp_path)
-    for _ in range(30):
-        query = " ".join(rng.choices([*vocabulary, "unknown"], k=rng.randint(1, 6)))
-        expected = slow_bm25(texts, query)
-        found = index.search(query)
-        assert len(found) == min(50, sum(s > 0 for s in expected))
-        assert [expected[row] for row in found] == pytest.approx(sorted(expected, reverse=True)[: len(found)], rel=1e-5)
-
-
-def test_equal_scores_keep_the_order_of_the_catalogue(tmp_path):
-    build_index(["red cup"] * 70 + ["red red cup"], tmp_path)
-    assert SearchIndex(tmp_path).search("RED") == (70, *range(49))
-    assert SearchIndex(tmp_path).search("green") == SearchIndex(tmp_path).search("the !") == ()
-
-
-def test_best_is_a_sort():
-    rng = np.random.default_rng(0)
-    for size in (1, 3, 10, 200):
-        scores = rng.integers(0, 4, size).astype(np.float32)
-        order = sorted((row for row in range(size) if scores[row] > 0), key=lambda row: (-scores[row], row))
-        assert best(scores, 10) == tuple(order[:10])
-
-
-def test_texts_without_words_can_be_indexed(tmp_path):
-    build_index(["!", ""], tmp_path)
-    assert SearchIndex(tmp_path).search("anything") == ()
-
-
-def test_words():
-    assert tokenize("The Women's T-SHIRTS for 2 parties, in wood-box_es") == [
-        "women", "s", "t", "shirt", "2", "party", "wood", "box", "es",
-    ]  # fmt: skip
-    assert [stem(word) for word in ("dresses", "dress", "shoes", "bus", "ties", "gas")] == [
-        "dresse", "dress", "shoe", "bus", "ty", "ga",
-    ]  # fmt: skip
 
 
 def with_instruction(item: dict[str, object]) -> Product:

@@ -10,6 +10,7 @@ from lit_agentrl.envs.openenv import OpenEnvSuite
 from lit_agentrl.envs.points import EZPointsSuite, Points24Suite
 from lit_agentrl.envs.program import ProgramResult, ProgramSuite
 from lit_agentrl.envs.scienceworld import ScienceWorldSuite
+from lit_agentrl.envs.search import CorpusPages, SearchSuite, WebSuite
 from lit_agentrl.envs.sokoban import SokobanSuite
 from lit_agentrl.envs.textworld import TextWorldSuite
 from lit_agentrl.envs.toy import EchoSuite
@@ -19,6 +20,7 @@ from lit_agentrl.envs.webshop import WebShopSuite
 __all__ = [
     "ALFWorldSuite",
     "BlackjackSuite",
+    "CorpusPages",
     "EZPointsSuite",
     "EchoSuite",
     "GymnasiumSuite",
@@ -30,8 +32,10 @@ __all__ = [
     "ProgramResult",
     "ProgramSuite",
     "ScienceWorldSuite",
+    "SearchSuite",
     "SokobanSuite",
     "TextWorldSuite",
     "VerifiersSuite",
     "WebShopSuite",
+    "WebSuite",
 ]

@@ -5,5 +5,6 @@ from lit_agentrl.methods.gigpo import GiGPOModule
 from lit_agentrl.methods.grpo_pp import GRPOPlusPlusModule
 from lit_agentrl.methods.language import LanguageModule
 from lit_agentrl.methods.sft import SFTModule
+from lit_agentrl.methods.tree_grpo import TreeGRPOModule
 
-__all__ = ["GRPOPlusPlusModule", "GiGPOModule", "LanguageModule", "PolicyModule", "SFTModule"]
+__all__ = ["GRPOPlusPlusModule", "GiGPOModule", "LanguageModule", "PolicyModule", "SFTModule", "TreeGRPOModule"]

@@ -20,7 +20,7 @@ from lit_agentrl.losses import (
 )
 from lit_agentrl.methods.language import LanguageModule
 from lit_agentrl.models.reference import Reference
-from lit_agentrl.types import Advantages, TrainBatch, Trajectory, TrajectoryGroup
+from lit_agentrl.types import Advantages, Credit, TrainBatch, Trajectory, TrajectoryGroup
 
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "constant"]
 
@@ -85,6 +85,8 @@ class PolicyModule(LanguageModule):
         self.kl_coef, self.kl, self.reference = kl_coef, kl, reference
         self.entropy_coef, self.old_logprobs, self.importance_cap = entropy_coef, old_logprobs, importance_cap
         self.overlong, self.drop_zero_advantage = overlong, drop_zero_advantage
+        self.credit: Credit = "sum"
+        """What a token of a step that trajectories share counts in each of their rows."""
         self.advantage_sums: dict[str, tuple[float, float]] = {}
         """Sum and count of what `batch_advantages` last found, logged as means; the same keys on every rank, always."""
 
@@ -131,31 +133,7 @@ class PolicyModule(LanguageModule):
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One micro-batch of the policy-gradient loss."""
         self.num_step_tokens = batch.num_action_tokens
-        scores = self.score(batch, entropy=True)
-        logp, entropy = scores.logprobs, scores.entropy
-        assert entropy is not None
-        old, weight = self._old_logprobs(batch, logp)
-        per_token = weight * self._surrogate(logp, old, batch)
-        sums = {"train/entropy": (entropy.detach() * batch.action_mask).sum()}
-        if batch.reference_logprobs is not None:
-            kl = kl_estimate(logp, batch.reference_logprobs, self.kl)
-            per_token = per_token + self.kl_coef * kl
-            sums["train/kl"] = (kl.detach() * batch.action_mask).sum()
-        if self.entropy_coef:
-            per_token = per_token - self.entropy_coef * entropy
-        loss = aggregate(
-            per_token,
-            batch.action_mask,
-            self.aggregation,
-            num_tokens=max(1, batch.num_action_tokens),
-            num_sequences=max(1, batch.num_rows),
-            max_length=self.max_length,
-        )
-        compared = logp, old
-        if self.loss in ("gspo", "gspo_token"):  # what is clipped there is the ratio of the whole row
-            compared = sequence_mean(logp, batch.action_mask), sequence_mean(old, batch.action_mask)
-        metrics = surrogate_metrics(*compared, batch.action_mask, self.clip_low, self.clip_high)
-        sums |= {f"train/{name}": metrics[name] for name in ("ratio", "clip_fraction", "approx_kl")}
+        loss, sums = self.objective(batch)
         self.log_sums(sums, batch)
         self.log(
             "train/loss",
@@ -166,6 +144,36 @@ class PolicyModule(LanguageModule):
             sync_dist=True,
         )
         return self.scaled(loss)
+
+    def objective(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of the loss, and what is logged of it: sums over its action tokens."""
+        scores = self.score(batch, entropy=True)
+        logp, entropy = scores.logprobs, scores.entropy
+        assert entropy is not None
+        old, weight = self._old_logprobs(batch, logp)
+        per_token = weight * self._surrogate(logp, old, batch)
+        counts = batch.action_mask if batch.weights is None else batch.weights * batch.action_mask
+        sums = {"train/entropy": (entropy.detach() * counts).sum()}
+        if batch.reference_logprobs is not None:
+            kl = kl_estimate(logp, batch.reference_logprobs, self.kl)
+            per_token = per_token + self.kl_coef * kl
+            sums["train/kl"] = (kl.detach() * counts).sum()
+        if self.entropy_coef:
+            per_token = per_token - self.entropy_coef * entropy
+        loss = aggregate(
+            per_token,
+            batch.action_mask,
+            self.aggregation,
+            num_tokens=batch.token_denominator,
+            num_sequences=batch.row_denominator,
+            max_length=self.max_length,
+            weights=batch.weights,
+        )
+        compared = logp, old
+        if self.loss in ("gspo", "gspo_token"):  # what is clipped there is the ratio of the whole row
+            compared = sequence_mean(logp, batch.action_mask), sequence_mean(old, batch.action_mask)
+        metrics = surrogate_metrics(*compared, batch.action_mask, self.clip_low, self.clip_high, weights=batch.weights)
+        return loss, sums | {f"train/{name}": metrics[name] for name in ("ratio", "clip_fraction", "approx_kl")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the reference policy's weights."""

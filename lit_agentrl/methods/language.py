@@ -128,7 +128,7 @@ class LanguageModule(L.LightningModule):
 
     def log_sums(self, sums: dict[str, Tensor], batch: TrainBatch) -> None:
         """Log sums over tokens as means over all action tokens of the iteration; every rank logs the same keys."""
-        share = 1.0 / (max(1, batch.num_action_tokens) * batch.num_updates)
+        share = 1.0 / ((batch.token_denominator or 1) * batch.num_updates)
         for name, value in sums.items():
             self.log(
                 name, value.detach().float() * share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True

@@ -44,7 +44,7 @@ def _unless_cached(layer: nn.Module, compiled: Any) -> Any:
     """What calls `compiled`, or the layer itself where a KV cache is passed."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        has_cache = kwargs.get("past_key_values") is not None or kwargs.get("layer_past") is not None
+        has_cache = any(kwargs.get(name) is not None for name in ("cache", "past_key_values", "layer_past"))
         run: Any = layer._call_impl if has_cache else compiled
         return run(*args, **kwargs)
 

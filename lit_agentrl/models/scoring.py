@@ -41,7 +41,6 @@ Backend = Literal["tree_merge", "dense", "flex"]
 
 MIN_REUSE = 1.2  # below, sharing saves about what it costs: measured 1.1x faster at 1.21
 MIN_REUSE_DENSE = 2.0  # a dense mask computes all T^2 scores: measured 0.55x at 1.21
-FLEX_BLOCK = 128  # tokens; packs padded to it make FlexAttention meet few different sizes
 HEAD_CHUNK = 256  # tokens whose full logits exist at a time, for heads that are no plain matrix
 
 log = logging.getLogger(__name__)
@@ -211,7 +210,7 @@ class PrefixGroupedModel(PaddedModel):
         decoder = decoder_of(self.lm)
         traits = attention_traits(decoder)
         if backend == "flex":
-            tree = tree_attention.padded_to(tree, FLEX_BLOCK)
+            tree = tree_attention.padded_to(tree, tree_attention.BLOCK)
         name, mask, options = _tree_inputs(tree, backend, traits, decoder.dtype)
         if images is None:
             model, inputs = decoder, {"input_ids": tree.tokens[None], "position_ids": tree.positions[None]}
@@ -290,7 +289,7 @@ def _tree_inputs(
         return tree_attention.TREE_MERGE, tree_attention.refusing_mask(), {"prefix_tree": tree}
     make: Callable[[int | None], Any]
     if backend == "flex":
-        name, make = "flex_attention", lambda window: tree_attention.block_mask(tree, window)
+        name, make = tree_attention.TREE_FLEX, lambda window: tree_attention.block_mask(tree, window)
     else:
         name = "sdpa" if traits.supports_sdpa and traits.implementation != "eager" else "eager"
         added = dtype if name == "eager" else None

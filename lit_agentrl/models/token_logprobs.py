@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TOKEN_CHUNK = 1024
-VOCAB_CHUNK = 4096  # 16 MB of float32 logits at a time
+VOCAB_CHUNK = 4096  # on a CPU: 16 MB of float32 logits at a time
+CUDA_LOGITS = 2**26  # logits of a chunk on a GPU, 256 MB: 4096 words at a time spent 48 ms on launches for 11 of work
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,12 @@ class _Logits:
         slope_of_tanh = (1 - squashed.square()).mul_(self.scale / self.temperature)
         return squashed.mul_(self.softcap / self.temperature), slope_of_tanh
 
-    def vocab_chunks(self) -> Iterator[slice]:
-        """Slices of the vocabulary."""
-        return (slice(v, min(v + VOCAB_CHUNK, len(self.weight))) for v in range(0, len(self.weight), VOCAB_CHUNK))
+    def vocab_chunks(self, num_tokens: int) -> Iterator[slice]:
+        """Slices of the vocabulary, for so many tokens at a time."""
+        size, step = len(self.weight), VOCAB_CHUNK
+        if self.weight.device.type == "cuda":
+            step = max(step, CUDA_LOGITS // max(1, min(num_tokens, TOKEN_CHUNK)))
+        return (slice(v, min(v + step, size)) for v in range(0, size, step))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -156,7 +160,7 @@ def _online_softmax(
     maximum = hidden.new_full((len(hidden), 1), -torch.inf, dtype=dtype)
     total, weighted, target_logit, target_slope = (torch.zeros_like(maximum) for _ in range(4))
     mean_row = hidden.new_zeros((len(hidden), hidden.shape[1] if with_gradient else 0), dtype=dtype)
-    for vocab in logits.vocab_chunks():
+    for vocab in logits.vocab_chunks(len(hidden)):
         chunk, slope = logits(hidden, vocab)
         local, inside = _within(targets, vocab)
         target_logit = torch.where(inside, chunk.gather(1, local), target_logit)
@@ -170,7 +174,8 @@ def _online_softmax(
             weighted = (weighted + total * shift) * rescale + chunk.mul_(exponential).sum(1, keepdim=True)
         total = total * rescale + exponential.sum(1, keepdim=True)
         if with_gradient:
-            mean_row = mean_row.mul_(rescale).add_(exponential.mul_(slope).to(weight.dtype) @ weight[vocab])
+            derivative = exponential if isinstance(slope, float) and slope == 1.0 else exponential.mul_(slope)
+            mean_row = mean_row.mul_(rescale).add_(derivative.to(weight.dtype) @ weight[vocab])
     log_total = total.log()
     if with_gradient:  # d log p(y) / dh = l'(z_y) w_y - sum_v p_v l'(z_v) w_v
         own_slope = target_slope if logits.softcap is not None else logits.scale / logits.temperature
@@ -197,7 +202,7 @@ def _recomputed_gradients(
     grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs[0] else None
     grad_weight = torch.zeros_like(weight) if needs[1] else None
     grad_bias = torch.zeros_like(weight[:, 0]) if needs[2] else None
-    for vocab in logits.vocab_chunks():
+    for vocab in logits.vocab_chunks(len(hidden)):
         weight_sum = torch.zeros_like(weight[vocab], dtype=dtype) if needs[1] else None
         bias_sum = torch.zeros_like(weight[vocab, 0], dtype=dtype) if needs[2] else None
         for start in range(0, len(hidden), TOKEN_CHUNK):
@@ -211,7 +216,8 @@ def _recomputed_gradients(
                 grad.scatter_add_(1, local, grad_logp[tokens, None] * inside)
             if grad_entropy is not None:
                 grad.addcmul_(log_p.exp() * (log_p + entropies[tokens, None]), grad_entropy[tokens, None], value=-1)
-            grad = grad.mul_(slope)
+            if isinstance(slope, Tensor) or slope != 1.0:
+                grad = grad.mul_(slope)
             low = grad.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[tokens] += low @ weight[vocab]

@@ -17,14 +17,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+import torch._dynamo.config as dynamo
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lit_agentrl.models.compiled import MAX_GRAPHS
 from lit_agentrl.models.prefix_tree import PackedTree
 from lit_agentrl.models.tree_merge import TREE_MERGE
 
 __all__ = [
+    "TREE_FLEX",
     "TREE_MERGE",
     "attention_implementation",
     "block_mask",
@@ -33,6 +38,11 @@ __all__ = [
     "refusing_mask",
     "visible",
 ]
+
+TREE_FLEX = "prefix_tree_flex"
+"""The name that `tree_flex` is registered under in transformers."""
+
+BLOCK = 128  # tokens of a side of a mask's blocks: FlexAttention's own default
 
 
 def visible(tree: PackedTree, window: int | None = None) -> Tensor:
@@ -53,15 +63,63 @@ def dense_mask(tree: PackedTree, window: int | None = None, dtype: torch.dtype |
 
 
 def block_mask(tree: PackedTree, window: int | None = None) -> BlockMask:
-    """The FlexAttention mask of a tree; pad the tree to a multiple of the block size first (`padded_to`)."""
+    """The FlexAttention mask of a tree; pad the tree to a multiple of the block size first (`padded_to`).
+
+    Which blocks [128 queries, 128 keys] hold nothing visible, or nothing hidden, follows from the least and the largest
+    `end` and position of each: `create_block_mask` would look at all T^2 pairs, or be compiled for every size.
+
+    Raises:
+        ValueError: for a tree that was not padded.
+    """
+    if len(tree) % BLOCK:
+        raise ValueError(f"{len(tree)} tokens are no multiple of {BLOCK}: pad the tree first, with padded_to.")
     end, positions = tree.end, tree.positions
 
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = (key <= query) & (query < end[key])
         return seen if window is None else seen & (positions[query] - positions[key] < window)
 
-    compiled = end.device.type == "cuda"  # uncompiled, the mask is first made dense: T^2 bools
-    return create_block_mask(rule, None, None, len(tree), len(tree), device=end.device, _compile=compiled)
+    first = torch.arange(0, len(tree), BLOCK, device=end.device)
+    query, key = first[:, None], first[None]
+    ends = end.view(-1, BLOCK)
+    some = (key <= query) & (query < ends.amax(1))
+    every = (key < query) & (query + BLOCK <= ends.amin(1))
+    if window is not None:  # bounds: a block between them is looked at token by token
+        places = positions.view(-1, BLOCK)
+        some &= places.amin(1)[:, None] - places.amax(1)[None] < window
+        every &= places.amax(1)[:, None] - places.amin(1)[None] < window
+    return BlockMask.from_kv_blocks(
+        *_in_order(some & ~every),
+        *_in_order(every),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=rule,
+        seq_lengths=(len(tree), len(tree)),
+    )
+
+
+def _in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row of [n, n] has, [1, 1, n], and which ones, in front of the others: [1, 1, n, n]."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def tree_flex(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """FlexAttention as transformers calls it, under autocast in autocast's dtype.
+
+    sdpa is cast by autocast. FlexAttention is not before torch 2.13, where rotary embeddings have made float32 of
+    queries and keys, and the values are in 16 bits. It is compiled, once each for the first and for any size, with and
+    without gradients, a window, 16 bits: past dynamo's limit of 8 it would compute all T^2 scores.
+    """
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
+    return flex_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+ALL_ATTENTION_FUNCTIONS.register(TREE_FLEX, tree_flex)
 
 
 def padded_to(tree: PackedTree, multiple: int) -> PackedTree:

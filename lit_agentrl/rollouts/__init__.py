@@ -1,0 +1,29 @@
+"""Rollouts: trajectories of a policy in an environment, as chains or as trees, and the engines that generate them."""
+
+from lit_agentrl.rollouts.budget import Budget
+from lit_agentrl.rollouts.chain import ChainRollout
+from lit_agentrl.rollouts.expansion import (
+    Entropy,
+    Expansion,
+    PerDepth,
+    Uniform,
+    ValueVariance,
+    WithoutReplacement,
+)
+from lit_agentrl.rollouts.hf import HFEngine
+from lit_agentrl.rollouts.memory import HistoryWindow
+from lit_agentrl.rollouts.tree import TreeRollout
+
+__all__ = [
+    "Budget",
+    "ChainRollout",
+    "Entropy",
+    "Expansion",
+    "HFEngine",
+    "HistoryWindow",
+    "PerDepth",
+    "TreeRollout",
+    "Uniform",
+    "ValueVariance",
+    "WithoutReplacement",
+]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lit_agentrl.envs.pool import EnvironmentPool
+from lit_agentrl.rollouts.budget import Budget
 from lit_agentrl.rollouts.chat import Chat
 from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.types import Engine, Environment, SamplingParams, TrajectoryGroup
@@ -34,6 +35,8 @@ class RolloutContext:
     """Tokens an episode may hold, prompt and answers together."""
     seed: int = 0
     iteration: int = 0
+    budget: Budget | None = None
+    """What the trajectories of a prompt may cost together."""
     memory: Memory | None = None
     """Writes the prompt of every step, where prompts are rebuilt; None shows the observation alone."""
 

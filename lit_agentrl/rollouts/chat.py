@@ -1,14 +1,15 @@
 """Token-in/token-out chat: the ids that were sampled are the ids that are trained, turn after turn.
 
 A conversation is a list of token ids that only ever grows: the first prompt is rendered by the chat template, every
-later turn appends the template's *delta* (end of the answer, the next user message, the next generation prompt).
+later turn appends the template's *delta* (end of the answer, the next user message, the next generation prompt), or,
+where the whole episode is one answer, the observation's bare text.
 Nothing that the policy saw or said is ever rendered or tokenised again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,8 @@ from lit_agentrl.rollouts.template_check import rewriting_line
 from lit_agentrl.types import Observation
 
 Message = dict[str, str]
+ChatMode = Literal["append", "rebuild", "inline"]
+"""How later turns are made."""
 
 _PROBE_TURNS = ("First question.", "Second question.", "Third question.")
 _PROBE_ANSWERS = ("<think>\nPlan A.\n</think>\n\nFirst answer.", "<think>\nPlan B.\n</think>\n\nSecond answer.")
@@ -28,17 +31,24 @@ class Chat:
     `append` keeps the whole episode in the context. `rebuild` renders every step's observation as a fresh prompt
     (for methods whose prompt is rewritten at each step, as GiGPO's); any template is fit for that.
 
+    `inline` makes the whole episode one answer: a later observation's text is appended as it is, in the midst of the
+    answer that a stop string interrupted (Search-R1, Tree-GRPO). An answer that the policy closed by itself, with the
+    end of turn, cannot go on: there the next observation is a user turn, appended as in `append`. It may be appended
+    to any template's opening, as nothing is rendered again: where the template would strip the thoughts of the closed
+    answer from its history, they stay.
+
     Args:
         tokenizer: A Hugging Face tokenizer with a chat template.
         mode: How later turns are made.
 
     Raises:
-        UserError: The tokenizer has no chat template, or (mode `append`) its template rewrites earlier turns.
+        UserError: The mode is unknown, the tokenizer has no chat template, the template does not show a user message
+            after an answer, or (mode `append`) it rewrites earlier turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mode: Literal["append", "rebuild"] = "append") -> None:
-        if mode not in ("append", "rebuild"):
-            raise UserError(f"chat mode {mode!r} is unknown; allowed are 'append' and 'rebuild'.")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mode: ChatMode = "append") -> None:
+        if mode not in get_args(ChatMode):
+            raise UserError(f"chat mode {mode!r} is unknown; allowed are {', '.join(map(repr, get_args(ChatMode)))}.")
         if not tokenizer.chat_template:
             raise UserError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned model, or "
@@ -58,7 +68,9 @@ class Chat:
         """Everything the policy sees at the next step: the old context, its own tokens, then the new observation."""
         if self.mode == "rebuild":
             return self.opening(observation)
-        return [*context_ids, *action_ids, *self.delta(action_ids, observation.text)]
+        goes_on = self.mode == "inline" and not self._is_closed(action_ids)
+        later = self._encode(observation.text) if goes_on else self.delta(action_ids, observation.text)
+        return [*context_ids, *action_ids, *later]
 
     def delta(self, action_ids: list[int], text: str) -> list[int]:
         """The ids between an action and the next one: end of turn (unless it was sampled), user turn, answer prefix."""
@@ -70,12 +82,20 @@ class Chat:
         return self._encode(self._before)[0]
 
     def action_ids(self, text: str) -> list[int]:
-        """The ids of an answer as the policy would have sampled it, closing token included (supervised examples)."""
-        return [*self._encode(text), self.end_of_turn_id()]
+        """The ids of an answer as the policy would have sampled it (supervised examples).
+
+        The closing token is included, but not in mode `inline`: there a stop string ends every answer, the last one of
+        an episode too, and the closing token is never sampled after it.
+        """
+        return self._encode(text) if self.mode == "inline" else [*self._encode(text), self.end_of_turn_id()]
 
     def decode(self, ids: list[int]) -> str:
         """The text of sampled ids without special tokens, surrounding white space removed."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _is_closed(self, action_ids: list[int]) -> bool:
+        """Whether the policy ended its answer by itself: with the end of turn, or the end of the text."""
+        return bool(action_ids) and action_ids[-1] in (self.end_of_turn_id(), self.tokenizer.eos_token_id)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -42,8 +42,9 @@ class CausalDriver:
         # without layer types, a window in the configuration is every layer's (Mistral, Mixtral, Phi-3)
         self._window = window if SLIDING in layer_types or not layer_types else None
         base = lm.get_base_model() if isinstance(lm, PeftModel) else lm
-        keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self._only_last_logits = {"logits_to_keep": 1} if keeps_logits else {}
+        parameters = inspect.signature(base.forward).parameters
+        self._only_last_logits = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._cache = "cache" if "cache" in parameters else "past_key_values"  # its name before transformers 5.24
 
     def forward(self, token_ids: Tensor, positions: Tensor, key_positions: Tensor, view: RowsView) -> Tensor:
         """Write the keys and values of new tokens into `view`; the logits [r, V] after each row's last one.
@@ -58,8 +59,8 @@ class CausalDriver:
             input_ids=token_ids,
             attention_mask=self._masks(positions, key_positions),
             position_ids=positions.clamp(min=0),
-            past_key_values=view,
             use_cache=True,
+            **{self._cache: view},
             **self._only_last_logits,
         )
         view.advance(token_ids.shape[1])

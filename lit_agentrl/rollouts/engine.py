@@ -57,6 +57,21 @@ def check_params(params: SamplingParams) -> None:
     for name, (is_valid, text) in allowed.items():
         if not is_valid:
             raise UserError(f"{name}={getattr(params, name)}: allowed is {text}.")
+    check_stop(params.stop)
+
+
+def check_stop(texts: Sequence[str]) -> None:
+    """Refuse stop strings that every action, or one with half a character in it, would hold.
+
+    Raises:
+        UserError: If a text is empty or has the replacement character in it.
+    """
+    for text in texts:
+        if not text or "\ufffd" in text:
+            raise UserError(
+                f"stop={tuple(texts)!r}: {text!r} cannot end an action. Give texts of one or more characters, the "
+                "replacement character U+FFFD not among them."
+            )
 
 
 def check_contexts(

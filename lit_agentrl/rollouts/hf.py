@@ -16,12 +16,14 @@ from lit_agentrl.rollouts.grouped_attention import generation_mode, grouped_atte
 from lit_agentrl.rollouts.plain import generate_plain
 from lit_agentrl.rollouts.prefix_store import PrefixStore
 from lit_agentrl.rollouts.sampling import Actions
+from lit_agentrl.rollouts.stop_strings import StopStrings
 from lit_agentrl.types import Completion, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
     from lit_agentrl.types import SamplingParams
 
@@ -81,6 +83,7 @@ class HFEngine(Engine):
         self.seed = seed
         self.num_syncs = 0
         self._num_calls = 0
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._lm: PreTrainedModel | None = None
         self._driver: CausalDriver | None = None
         self._is_checked = False
@@ -113,6 +116,10 @@ class HFEngine(Engine):
         self._store.clear()
         self.num_syncs += 1
 
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""
+        self._tokenizer = tokenizer
+
     def generate(
         self, contexts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
     ) -> list[Completion]:
@@ -124,12 +131,13 @@ class HFEngine(Engine):
             seeds: [B]; by default made from the engine's seed and the number of calls so far.
 
         Raises:
-            UserError: If there is no model, or a parameter or context is out of range.
+            UserError: If there is no model, a parameter or context is out of range, or stop strings have no tokenizer.
             NonFiniteLogitsError: If the weights give NaN.
         """
         if self._lm is None:
             raise UserError("HFEngine has no model yet: call sync(policy) before generate().")
         check_params(params)
+        stop_strings = self._stop_strings(params.stop)
         lm = self._lm
         vocab_size, max_length = _vocab_size(lm), _max_length(lm)
         check_contexts(contexts, params.max_new_tokens, vocab_size=vocab_size, max_length=max_length)
@@ -140,7 +148,8 @@ class HFEngine(Engine):
         self._num_calls += 1
         stop_ids = self.stop_token_ids if self.stop_token_ids is not None else default_stop_ids(lm)
         stop_ids = [*stop_ids, *params.stop_token_ids]
-        actions = Actions(params, seeds, stop_ids, weights=f"the weights of sync {self.num_syncs}")
+        weights = f"the weights of sync {self.num_syncs}"
+        actions = Actions(params, seeds, stop_ids, stop_strings=stop_strings, weights=weights)
         with generation_mode(lm):
             num_prefilled = self._run(lm, contexts, params.max_new_tokens, actions)
         return [
@@ -153,6 +162,17 @@ class HFEngine(Engine):
             )
             for i, context in enumerate(contexts)
         ]
+
+    def _stop_strings(self, texts: Sequence[str]) -> StopStrings | None:
+        """What finds `texts` in an action; None where there are none."""
+        if not texts:
+            return None
+        if self._tokenizer is None:
+            raise UserError(
+                f"stop={tuple(texts)!r}: HFEngine has no tokenizer to read the text of an action with. Call "
+                "use_tokenizer(tokenizer) before generate(), or stop by token: stop_token_ids."
+            )
+        return StopStrings(texts, self._tokenizer)
 
     def _run(self, lm: PreTrainedModel, contexts: list[list[int]], max_new_tokens: int, actions: Actions) -> list[int]:
         """Complete `actions`; how many tokens were computed for each context."""

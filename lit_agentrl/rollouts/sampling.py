@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lit_agentrl.rollouts.stop_strings import StopStrings
     from lit_agentrl.types import SamplingParams
 
 _BLOCK = 256
@@ -82,7 +83,13 @@ class Actions:
     """The actions of B sequences while they grow: tokens, log-probabilities and how each ended."""
 
     def __init__(
-        self, params: SamplingParams, seeds: Sequence[int], stop_ids: Collection[int], *, weights: str = "the weights"
+        self,
+        params: SamplingParams,
+        seeds: Sequence[int],
+        stop_ids: Collection[int],
+        *,
+        stop_strings: StopStrings | None = None,
+        weights: str = "the weights",
     ) -> None:
         """Start with B empty actions.
 
@@ -90,6 +97,7 @@ class Actions:
             params: How to sample.
             seeds: [B], one seed per sequence.
             stop_ids: Tokens that end an action.
+            stop_strings: Texts that do; None where there are none.
             weights: What to call the weights when their logits are not finite.
         """
         self.token_ids: list[list[int]] = [[] for _ in seeds]
@@ -97,6 +105,8 @@ class Actions:
         self._params = params
         self._uniforms = torch.from_numpy(uniforms(seeds, params.max_new_tokens))
         self._stop_ids = frozenset(stop_ids)
+        self._stop_strings = stop_strings
+        self._has_stopped = [False] * len(self.token_ids)
         self._weights = weights
 
     def extend(self, logits: Tensor, sequences: Sequence[int]) -> tuple[Tensor, list[bool]]:
@@ -118,9 +128,17 @@ class Actions:
                 )
             self.token_ids[sequence].append(token)
             self.logprobs[sequence].append(logprob)
-            is_complete.append(token in self._stop_ids or len(self.token_ids[sequence]) == self._params.max_new_tokens)
+            self._has_stopped[sequence] = self._stops(self.token_ids[sequence])
+            is_full = len(self.token_ids[sequence]) == self._params.max_new_tokens
+            is_complete.append(self._has_stopped[sequence] or is_full)
         return tokens, is_complete
+
+    def _stops(self, token_ids: list[int]) -> bool:
+        """Whether an action ends by itself with the token that it got last."""
+        if token_ids[-1] in self._stop_ids:
+            return True
+        return self._stop_strings is not None and self._stop_strings.is_complete(token_ids)
 
     def finish(self, sequence: int) -> Literal["stop", "length"]:
         """How the action ended."""
-        return "stop" if self.token_ids[sequence][-1] in self._stop_ids else "length"
+        return "stop" if self._has_stopped[sequence] else "length"

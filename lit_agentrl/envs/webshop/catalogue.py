@@ -9,27 +9,26 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from lit_agentrl.cache import cache_dir, one_process
+from lit_agentrl.cache import built_once, cache_dir
 from lit_agentrl.envs.webshop.goals import num_goals
 from lit_agentrl.envs.webshop.json_stream import array_items, corrupt, lines, object_items
 from lit_agentrl.envs.webshop.products import Product, parse_product, with_attributes, with_human, with_reviews
-from lit_agentrl.envs.webshop.search import SearchIndex, build_index
+from lit_agentrl.envs.webshop.search import MAX_RESULTS
 from lit_agentrl.envs.webshop.sources import GoalKind, Sources
 from lit_agentrl.errors import UserError
+from lit_agentrl.retrieval.bm25_index import BM25Index, build_index
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of the store's name: raise it when what is written changes."""
 DATABASE, INDEX = "catalogue.sqlite", "bm25"
 
@@ -49,12 +48,7 @@ def open_catalogue(sources: Sources) -> Catalogue:
 @lru_cache
 def _open(sources: Sources) -> Catalogue:
     folder = cache_dir() / "webshop" / f"v{FORMAT}-{sources.digest[:20]}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with one_process(folder.with_name(folder.name + ".lock")):
-            if not folder.exists():  # another process may have written it while this one waited
-                _build(sources, folder)
-    return Catalogue(folder)
+    return Catalogue(built_once(folder, partial(_build, sources)))
 
 
 class Catalogue:
@@ -69,7 +63,7 @@ class Catalogue:
         self._local = threading.local()
         # A visit asks for the same results again and again: to show a page, to offer its links, to follow one.
         self._best = lru_cache(maxsize=1024)(self._search)
-        self.index = SearchIndex(folder / INDEX)
+        self.index = BM25Index(folder / INDEX)
         self.facts: dict[str, int] = json.loads(self._one("SELECT value FROM facts"))
         """How many records there were, and what became of them."""
 
@@ -94,7 +88,10 @@ class Catalogue:
         return [count for (count,) in self._connection().execute(f"SELECT {kind} FROM products ORDER BY row")]
 
     def _search(self, query: str) -> tuple[str, ...]:
-        return tuple(self._one("SELECT asin FROM products WHERE row = ?", row) for row in self.index.search(query))
+        return tuple(
+            self._one("SELECT asin FROM products WHERE row = ?", row)
+            for row, _ in self.index.search(query, MAX_RESULTS)
+        )
 
     def _one(self, query: str, *values: int | str) -> str:
         found: tuple[str] = self._connection().execute(query, values).fetchone()
@@ -111,22 +108,14 @@ class Catalogue:
 
 
 def _build(sources: Sources, folder: Path) -> None:
-    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a killed process: this one holds the lock
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with closing(sqlite3.connect(temporary / DATABASE)) as connection:
-            connection.execute("PRAGMA journal_mode = OFF")  # a store that was not finished is thrown away
-            facts = _fill(connection, sources)
-            connection.execute("CREATE TABLE facts (value TEXT)")
-            connection.execute("INSERT INTO facts VALUES (?)", (json.dumps(facts),))
-            connection.commit()
-            texts = connection.execute("SELECT record FROM products ORDER BY row")
-            build_index((Product.loads(record).search_text for (record,) in texts), temporary / INDEX)
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with closing(sqlite3.connect(folder / DATABASE)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")  # a store that was not finished is thrown away
+        facts = _fill(connection, sources)
+        connection.execute("CREATE TABLE facts (value TEXT)")
+        connection.execute("INSERT INTO facts VALUES (?)", (json.dumps(facts),))
+        connection.commit()
+        texts = connection.execute("SELECT record FROM products ORDER BY row")
+        build_index((Product.loads(record).search_text for (record,) in texts), folder / INDEX)
     log.info("webshop: %s read, %s", sources.products, ", ".join(f"{count} {what}" for what, count in facts.items()))
 
 

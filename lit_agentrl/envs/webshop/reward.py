@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from lit_agentrl.envs.webshop.goals import Goal
 from lit_agentrl.envs.webshop.products import Product
-from lit_agentrl.envs.webshop.search import STOP_WORDS
+from lit_agentrl.retrieval.words import STOP_WORDS
 
 SIMILAR = 85
 """Texts match where their token-set ratio, a whole per cent, is above this."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from lit_agentrl.cache import content_digest
 from lit_agentrl.errors import UserError
 
 CatalogueSize = Literal["small", "full"]
@@ -44,8 +44,7 @@ class Sources:
         named = {"products": self.products, "attributes": self.attributes, "human": self.human, "reviews": self.reviews}
         for name, path in named.items():
             if path is not None:
-                stat = path.stat()
-                parts.append(f"{name}={path.suffix}:{_sha256(path, stat.st_size, stat.st_mtime_ns)}")
+                parts.append(f"{name}={path.suffix}:{content_digest(path)}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -84,10 +83,3 @@ def layout(size: CatalogueSize, goals: GoalKind) -> str:
         products += f" or {' or '.join(rest)} (one {{'id', 'contents', 'product'}} object a line)"
     names = [products, f"{ATTRIBUTES[size]} (an object: attributes and instruction by ASIN)"]
     return ", ".join(names + ([f"{HUMAN} (an object: instructions by ASIN)"] if goals == "human" else []))
-
-
-@lru_cache
-def _sha256(path: Path, size: int, modified: int) -> str:
-    """The file's hash; `size` and `modified` are there to hash a changed file anew."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

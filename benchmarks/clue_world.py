@@ -1,0 +1,117 @@
+"""A made-up world to search in, and a policy of a million weights for it: search agents of many seeds on a CPU.
+
+People work at firms, firms sit in cities, cities lie in countries: questions of one, two and three searches, each with
+one answer. Names are made up, so nothing but searching helps. The policy's tokens are words and tags.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from itertools import islice
+from pathlib import Path
+
+import torch
+from small_policy import CHATML, SPECIAL
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lit_agentrl.envs import SearchSuite
+
+TAGS = [f"<{slash}{tag}>" for tag in ("think", "search", "information", "answer") for slash in ("", "/")]
+KINDS = {
+    "one": "Where works {person}?",
+    "two": "In which city works {person}?",
+    "three": "In which country works {person}?",
+}
+SIZES = {"person": 240, "firm": 60, "city": 30, "country": 10}
+
+
+def write_world(folder: Path, seed: int = 0) -> None:
+    """`corpus.jsonl`, and `train.jsonl` and `test.jsonl` (a fifth of the questions) in Search-R1's layouts."""
+    chance = random.Random(seed)
+    names = iter(made_up_names(chance, sum(SIZES.values())))
+    people, firms, cities, countries = (list(islice(names, size)) for size in SIZES.values())
+    firm = {person: chance.choice(firms) for person in people}
+    city = {name: chance.choice(cities) for name in firms}
+    country = {name: chance.choice(countries) for name in cities}
+    facts = (
+        [(p, f"{p} works at {firm[p]}.") for p in people]
+        + [(f, f"{f} sits in {city[f]}.") for f in firms]
+        + [(c, f"{c} lies in {country[c]}.") for c in cities]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = [{"id": title, "contents": f'"{title}"\n{text}'} for title, text in facts]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in corpus))
+    questions = []
+    for person in people:
+        way = [firm[person], city[firm[person]], country[city[firm[person]]]]
+        for hops, (kind, text) in enumerate(KINDS.items(), start=1):
+            questions.append(
+                {
+                    "id": f"{kind}-{person}",
+                    "question": text.format(person=person),
+                    "golden_answers": [way[hops - 1]],
+                    "data_source": "clues",
+                    "type": kind,
+                    "supporting_titles": way[: hops - 1],  # searching for the question shows the person's passage
+                }
+            )
+    chance.shuffle(questions)
+    held_out = len(questions) // 5
+    for name, part in (("test", questions[:held_out]), ("train", questions[held_out:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+
+
+def made_up_names(chance: random.Random, count: int) -> list[str]:
+    """Different words of three syllables."""
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names["".join(chance.sample(syllables, 3))] = None
+    return list(names)
+
+
+def build_policy(folder: Path, suite: SearchSuite, world: Path, hidden: int = 128, layers: int = 4) -> Path:
+    """A Hugging Face folder: random weights, every word of the world and of the plays that solve it."""
+    texts = [
+        text for task in suite.tasks("train") for pair in suite.walkthrough(task) for text in (pair[0].text, pair[1])
+    ]
+    texts += [json.loads(line)["contents"] for line in (world / "corpus.jsonl").read_text().splitlines()]
+    texts += [
+        "The last turn held no action. Write to search or answer to finish. Nothing was found.",
+        "system user assistant",
+    ]
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)} | set("<>/()[]{}:.,?\"'"))
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        chat_template=CHATML,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder

@@ -1,0 +1,40 @@
+"""What the rollout datamodule needs of the module that it collects for: the seam, so that neither imports the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from lit_agentrl.types import Advantages, Credit, TrainBatch, Trajectory, TrajectoryGroup
+
+
+class RolloutModule(Protocol):
+    """What the datamodule needs of the module it collects for."""
+
+    policy: nn.Module | None
+    group_relative: bool
+    credit: Credit
+    advantage_sums: dict[str, tuple[float, float]]
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether micro-batches are planned by unique tokens."""
+        ...
+
+    def advantages(self, group: TrajectoryGroup) -> Advantages:
+        """The advantages of one group."""
+        ...
+
+    def batch_advantages(self, groups: Sequence[TrajectoryGroup]) -> list[Advantages]:
+        """The advantages of every group."""
+        ...
+
+    def trains_on(self, trajectory: Trajectory, advantages: list[float]) -> bool:
+        """Whether a trajectory enters the loss."""
+        ...
+
+    def prepare(self, batches: Sequence[TrainBatch]) -> None:
+        """Score the iteration's batches before its first update."""
+        ...
