@@ -88,8 +88,11 @@ def test_a_comparison_killed_in_the_middle_ends_with_the_same_report(tiny_lm, tm
     os.killpg(process.pid, signal.SIGKILL)  # its own session: the comparison and the run inside it
     process.wait()
     assert not (killed / "report.json").exists()
+    capfd.readouterr()
     main(words(tiny_lm, killed))
-    assert capfd.readouterr().out.count("finished already") == 2
+    out = capfd.readouterr().out
+    assert out.count("finished already") == 2
+    assert "--ckpt_path" in next(line for line in out.splitlines() if line.startswith("[3/4] grpo seed 1"))
     assert tokens_axis(killed) == axis
 
     main([*words(tiny_lm, killed), "--report-only", "--no-plot"])

@@ -94,6 +94,19 @@ def test_the_numbers_by_hand(runs):
     assert comparison.costs["tree"]["generated_tokens"] == 300
 
 
+def test_runs_that_end_early_are_named(runs):
+    notes = compared(runs, caps={"generated_tokens": 300.0, "tool_calls": 5.0}).notes
+    early = [note for note in notes if "ended before it had spent its budget" in note]
+    assert [note.split(" ended")[0] for note in early] == ["tree seed 0", "chain seed 1"]
+
+
+def test_what_nobody_counted_cannot_be_compared(runs):
+    for run in runs:
+        run.budgets = [dict(ENTRIES) for _ in run.budgets]
+    with pytest.raises(UserError, match="No axis was counted"):
+        compared(runs)
+
+
 def test_differences_are_paired_by_seed_and_task(runs):
     """The tree solves what the chain does and more: the task that both solve adds nothing to the difference."""
     values = task_values(runs)
@@ -198,7 +211,7 @@ def test_names_are_escaped_and_the_page_needs_nothing_else(runs):
     assert r"\|" in text
     rows = [line for line in text.splitlines() if line.startswith(r"| \<script")]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {8, 5}  # 7 columns on two axes; costs have 4
-    assert "svg" not in html(comparison, plot=False)
+    assert "<svg" not in html(comparison, plot=False)
 
 
 def test_the_terminal_shows_verdicts_and_no_markup(runs, capsys):
@@ -210,8 +223,10 @@ def test_the_terminal_shows_verdicts_and_no_markup(runs, capsys):
     assert "At 200 generated tokens tree minus chain is +25.0 points" in " ".join(out.split())
 
 
-def test_pictures_are_the_same_twice(runs):
+def test_pictures_are_the_same_twice_and_have_a_panel_for_each_axis(runs):
     comparison = compared(runs)
+    assert picture(comparison, "svg").count(b"compared here</text>") == len(comparison.axes) == 2
+    assert picture(comparison, "svg").count(b'id="axes_') == 2
     assert picture(comparison, "svg") == picture(comparison, "svg")
     assert picture(comparison, "png").startswith(b"\x89PNG")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_agentrl.errors import UserError
 from lit_agentrl.report.curves import Array, Curve, common_range, cost_of, mean_curve
 from lit_agentrl.report.intervals import Estimate, estimate
 from lit_agentrl.report.outcomes import RunOutcome, task_values
@@ -91,7 +92,11 @@ class Comparison:
 def compare_runs(
     name: str, runs: Sequence[RunOutcome], metric: str, baseline: str, caps: dict[str, float], level: float | None
 ) -> Comparison:
-    """Compare arms that have the same seeds, in the order of `runs`."""
+    """Compare arms that have the same seeds, in the order of `runs`.
+
+    Raises:
+        UserError: Nothing was counted.
+    """
     ordered = sorted(runs, key=lambda run: run.seed)
     values = task_values(ordered)
     arms = list(dict.fromkeys(run.arm for run in runs))
@@ -107,10 +112,11 @@ def compare_runs(
             notes.append(f"{AXES[axis].capitalize()} were not counted in every run: this axis is left out.")
             continue
         axes.append(_axis(axis, curves, baseline, level))
-    for name_, cap in caps.items():
-        short = [f"{run.arm} seed {run.seed}" for run in ordered if run.budgets[-1][name_] < cap]
-        if short and len(caps) == 1:
-            notes.append(f"Ended below the cap of {cap:,.0f} {AXES[name_]}: {', '.join(short)}.")
+    if not axes:
+        raise UserError("No axis was counted in every run, so there is nothing that the arms have spent the same of.")
+    for run in ordered:
+        if all(run.budgets[-1][axis] < cap for axis, cap in caps.items()):
+            notes.append(f"{run.arm} seed {run.seed} ended before it had spent its budget.")
     return Comparison(
         name, metric, baseline, caps, seeds, ordered[0].num_tasks, values[0].shape[1] > 1, axes,
         {arm: _costs([run for run in ordered if run.arm == arm]) for arm in arms},

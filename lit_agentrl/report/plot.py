@@ -54,16 +54,14 @@ def picture(comparison: Comparison, kind: str) -> bytes:
 def _figure(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
-    columns = min(2, len(comparison.axes))
+    columns = 2 if len(comparison.axes) == 4 else len(comparison.axes)
     rows = math.ceil(len(comparison.axes) / columns)
     figure = Figure(figsize=(6.0 * columns, 4.0 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
-    for panel, axis in zip(panels, comparison.axes, strict=False):
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for panel, axis in zip(panels, comparison.axes, strict=True):
         _panel(panel, axis, comparison)
-    for panel in list(panels)[len(comparison.axes) :]:
-        panel.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
     figure.suptitle(f"{comparison.name}: {comparison.metric} against what was spent", fontsize=13)
     return figure
 
