@@ -1,5 +1,6 @@
 """The tree benchmark runs, its sides do the same work, and its exact cost is the one counted by hand."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -18,8 +19,6 @@ from tiny import build_tiny_lm, byte_tokenizer
 
 def write_data(folder: Path) -> Path:
     """The library as the benchmark reads it."""
-    import json
-
     corpus = [{"id": p.id, "contents": f'"{p.title}"\n{p.text}'} for p in PASSAGES]
     for name, records in {"corpus": corpus, "questions": RECORDS}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
