@@ -58,11 +58,13 @@ SMALL: dict[str, dict[str, object]] = {
     "gigpo_textworld_warmup": {"data.source.num_tasks": 3, "data.max_length": 2040, "data.max_tokens": 6000},
     "gigpo_webshop_qwen2.5_1.5b": LARGE | SHOP,
     "gigpo_webshop_qwen2.5_7b": LARGE | SHOP,
+    "tree_grpo_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
     "grpopp_textworld": {"data.num_prompts": 2, "data.group_size": 4, "evaluation.num_tasks": 2, **ROOM},
     "grpopp_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
     "textworld_warmup": {"data.source.num_tasks": 3, **ROOM},
 }
 QUICKSTART = CONFIGS / "pipeline" / "quickstart.yaml"
+COMPARISONS = sorted((CONFIGS / "compare").glob("*.yaml"))
 
 
 def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[str]:
@@ -102,9 +104,17 @@ def test_presets_run_on_top_of_an_experiment(path, tiny_lm, tmp_path):
     assert all("lora_" in name for name in checkpoint(tmp_path)["state_dict"])
 
 
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_comparisons_are_understood_by_every_arm(path, tmp_path, capsys):
+    """Each arm's options are parsed as `fit` would; `test_compare.py` runs one of them from end to end."""
+    main(["compare", "--config", str(path), "--dry-run", f"output={tmp_path}"])
+    assert capsys.readouterr().out.count("lit-agentrl fit") >= 4
+
+
 def test_every_config_is_covered():
     """A new file is either run above or this list says where it is run."""
     elsewhere = {"pipeline/quickstart.yaml", "compare/gigpo_vs_grpo_echo.yaml"}  # the latter: test_compare.py
+    elsewhere |= {f"compare/{path.name}" for path in COMPARISONS}
     found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
     run = {f"experiment/{name}.yaml" for name in SMALL} | {
         f"model/{p.name}" for p in (CONFIGS / "model").glob("*.yaml")
