@@ -155,7 +155,9 @@ def number(value: float, metric: str, unit: str = " %") -> str:
 
 def amount(axis: str, value: float) -> str:
     """An amount that was spent."""
-    return duration(value) if axis == "seconds" else f"{value:,.0f}"
+    if axis == "seconds":
+        return duration(value)
+    return f"{value:,.1f}" if value % 1 and value < 100 else f"{value:,.0f}"
 
 
 def spending(axis: str, value: float) -> str:
