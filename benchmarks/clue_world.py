@@ -25,7 +25,7 @@ KINDS = {
     "two": "In which city works {person}?",
     "three": "In which country works {person}?",
 }
-SIZES = {"person": 1200, "firm": 160, "city": 48, "country": 12}
+SIZES = {"person": 240, "firm": 60, "city": 30, "country": 10}
 
 
 def write_world(folder: Path, seed: int = 0) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from lit_agentrl.retrieval import PageSource, Passage, RetrievalError, Retriever
+from lit_agentrl.types import Completion, Engine, SamplingParams
 
 PASSAGES = (
     Passage("p0", "Ada Lovelace", "Ada Lovelace wrote notes on the Analytical Engine."),
@@ -64,6 +69,35 @@ class Closed(Retriever):
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         return [[] for _ in queries]
+
+
+class Asking(Engine):
+    """An engine that searches, for something else every time.
+
+    Args:
+        pid: A process to kill, or 0.
+        kill_before: The call before which it is killed, counted from 0.
+    """
+
+    def __init__(self, pid: int = 0, kill_before: int = 0) -> None:
+        self.pid, self.kill_before, self.num_calls = pid, kill_before, 0
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def generate(
+        self, contexts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
+    ) -> list[Completion]:
+        if self.pid and self.num_calls == self.kill_before:
+            os.kill(self.pid, signal.SIGKILL)
+        self.num_calls += 1
+        texts = [f"<search>cup {seed}</search>" for seed in seeds or []]
+        ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [
+            Completion(i, [-1.0] * len(i), "stop", num_prefilled=len(c)) for i, c in zip(ids, contexts, strict=True)
+        ]
+
+    def sync(self, policy: object) -> None: ...
 
 
 def write_questions(folder: Path, records: Sequence[dict[str, object]] = RECORDS, name: str = "library.jsonl") -> str:

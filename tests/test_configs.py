@@ -8,11 +8,16 @@ import pytest
 
 from lit_agentrl.cli import main
 from lit_agentrl.envs.alfworld.maker import Counts, make_games
+from lit_agentrl.envs.search.facts.command import Options, make_facts
 from lit_agentrl.envs.webshop.demo import write_demo
+from lit_agentrl.errors import UserError
+from retrieval_parts import HOTPOTQA, serving, write_corpus
 from runs import ECHO, ROOT, checkpoint, metrics
+from search_parts import RECORDS, write_questions
 from tiny import build_tiny_lm
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+SEARCH = "needs the search extra: pip install 'lit-agentrl[search]'"
 ROOM = {"data.max_length": 1500, "data.max_tokens": 6000}  # the tiny model's tokens are bytes
 # Recipes of whole machines: one process on the CPU, two short episodes of two prompts each.
 LARGE = {
@@ -29,6 +34,12 @@ LARGE = {
     "data.max_tokens": 8160,
     "evaluation.num_tasks": 2,
     "evaluation.sampling.max_new_tokens": 8,
+}
+# The same for trees: two leaves of one tree.
+FOREST = {key: value for key, value in LARGE.items() if key != "data.group_size"} | {
+    "data.rollout.trees": 1,
+    "data.rollout.expansions": 1,
+    "evaluation.num_tasks": 1,
 }
 SHOP = {
     "data.environment.folder": "made-up shop",
@@ -58,11 +69,31 @@ SMALL: dict[str, dict[str, object]] = {
     "gigpo_textworld_warmup": {"data.source.num_tasks": 3, "data.max_length": 2040, "data.max_tokens": 6000},
     "gigpo_webshop_qwen2.5_1.5b": LARGE | SHOP,
     "gigpo_webshop_qwen2.5_7b": LARGE | SHOP,
-    "tree_grpo_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
     "grpopp_textworld": {"data.num_prompts": 2, "data.group_size": 4, "evaluation.num_tasks": 2, **ROOM},
     "grpopp_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
     "textworld_warmup": {"data.source.num_tasks": 3, **ROOM},
+    "tree_grpo_echo": {"data.num_prompts": 2, "evaluation.num_tasks": 2},
+    "tree_grpo_facts": FOREST,
+    "tree_grpo_facts_warmup": {
+        "data.source.num_tasks": 2,
+        "data.source.environment.max_turns": 1,
+        "data.source.environment.max_observation_chars": 200,
+        "data.max_length": 2040,
+        "data.max_tokens": 8160,
+    },
+    "tree_grpo_hotpotqa": FOREST,
+    "tree_grpo_qa_qwen2.5_3b": FOREST,
+    "tree_grpo_web_qwen2.5_7b": FOREST,
 }
+DATA = {
+    "webshop": "shop",
+    "alfworld": "alfworld_games",
+    "facts": "facts",
+    "hotpotqa": "hotpotqa",
+    "_qa_": "served_questions",
+    "_web_": "library",
+}
+"""What the recipes with this in their names play with: a fixture that gives the options that differ."""
 QUICKSTART = CONFIGS / "pipeline" / "quickstart.yaml"
 COMPARISONS = sorted((CONFIGS / "compare").glob("*.yaml"))
 
@@ -82,12 +113,10 @@ def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[st
 def test_experiments_run(path, long_lm, tmp_path, request):
     """As shipped, but for the model and the size: one iteration leaves a checkpoint and an export."""
     more = dict(SMALL[path.stem])
-    if "webshop" in path.stem:
-        write_demo(tmp_path / "shop", num_products=40)
-        more["data.environment.folder"] = tmp_path / "shop"
-    if "alfworld" in path.stem:
-        option = "data.source.environment.data" if "warmup" in path.stem else "data.environment.data"
-        more[option] = request.getfixturevalue("alfworld_games")
+    for fixture in [fixture for part, fixture in DATA.items() if part in path.stem]:
+        more |= request.getfixturevalue(fixture)
+    if "warmup" in path.stem:
+        more = {key.replace("data.environment", "data.source.environment"): value for key, value in more.items()}
     main(arguments(path, long_lm, tmp_path, **more))
     assert checkpoint(tmp_path)["global_step"] >= 1
     played = [float(row["length/steps"]) for row in metrics(tmp_path) if row.get("length/steps")]
@@ -113,7 +142,7 @@ def test_comparisons_are_understood_by_every_arm(path, tmp_path, capsys):
 
 def test_every_config_is_covered():
     """A new file is either run above or this list says where it is run."""
-    elsewhere = {"pipeline/quickstart.yaml", "compare/gigpo_vs_grpo_echo.yaml"}  # the latter: test_compare.py
+    elsewhere = {"pipeline/quickstart.yaml", "pipeline/search_agent.yaml"}
     elsewhere |= {f"compare/{path.name}" for path in COMPARISONS}
     found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
     run = {f"experiment/{name}.yaml" for name in SMALL} | {
@@ -158,8 +187,9 @@ def test_a_finished_stage_with_other_options_is_not_mixed_up(tmp_path, capsys):
     assert "other options" in capsys.readouterr().err
 
 
-def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys):
-    main(["pipeline", str(QUICKSTART), "--dry-run", f"root={tmp_path}/x", "seed=7"])
+@pytest.mark.parametrize("path", sorted((CONFIGS / "pipeline").glob("*.yaml")), ids=lambda p: p.stem)
+def test_dry_run_prints_commands_and_runs_nothing(path, tmp_path, capsys):
+    main(["pipeline", str(path), "--dry-run", f"root={tmp_path}/x", "seed=7"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["untrained", "warmup", "train"]
     assert f"--model.pretrained {tmp_path}/x/warmup/export" in lines[2]
@@ -173,10 +203,85 @@ def long_lm(tmp_path_factory):
     return build_tiny_lm(tmp_path_factory.mktemp("long") / "lm", max_position_embeddings=2048)
 
 
+@pytest.fixture
+def shop(tmp_path):
+    """A made-up catalogue."""
+    write_demo(tmp_path / "shop", num_products=40)
+    return {"data.environment.folder": tmp_path / "shop"}
+
+
 @pytest.fixture(scope="module")
 def alfworld_games(tmp_path_factory):
     """A handful of made games, two of each type to train on."""
     pytest.importorskip("alfworld", reason="makes games: needs pip install 'lit-agentrl[alfworld]'")
     folder = tmp_path_factory.mktemp("alfworld") / "games"
     make_games(folder, Counts(num_train=12, num_valid_seen=6, num_valid_unseen=0))
+    return {"data.environment.data": folder}
+
+
+@pytest.fixture(scope="module")
+def facts_folder(tmp_path_factory):
+    """What `lit-agentrl make-facts-qa data/facts --max_words 64` makes, with a twentieth of its 22,476 passages."""
+    pytest.importorskip("bm25s", reason=SEARCH)
+    folder = tmp_path_factory.mktemp("facts") / "facts"
+    try:
+        make_facts(folder, Options(num_train=20, num_val=4, num_test=4, max_words=64))
+    except UserError as error:  # the packages are missing
+        pytest.skip(str(error))
+    passages = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "corpus.jsonl").write_text("".join(passages[::20]), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def facts(facts_folder, tmp_path, monkeypatch):
+    """The folder where the recipe looks for it: below the one where the command is started."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "facts").symlink_to(facts_folder)
+    monkeypatch.chdir(tmp_path)
+    return {}
+
+
+@pytest.fixture
+def hotpotqa(monkeypatch):
+    """Real questions and pages, named by the one variable that the recipe reads."""
+    pytest.importorskip("bm25s", reason=SEARCH)
+    if not HOTPOTQA.is_dir():
+        pytest.skip("the real HotpotQA questions are not beside the checkout")
+    monkeypatch.setenv("HOTPOTQA_DATA", str(HOTPOTQA))
+    return {}
+
+
+@pytest.fixture
+def served_questions(tmp_path, monkeypatch):
+    """Questions as Search-R1 processes them, where the recipe looks for them, and a search server."""
+    pytest.importorskip("bm25s", reason=SEARCH)
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the parquet extra: pip install 'lit-agentrl[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {
+            "data_source": "hotpotqa",
+            "prompt": [{"role": "user", "content": f"Answer the given question. Question: {record['question']}\n"}],
+            "reward_model": {"ground_truth": {"target": record["golden_answers"]}, "style": "rule"},
+        }
+        for record in RECORDS
+    ]
+    (tmp_path / "data" / "search_qa").mkdir(parents=True)
+    for split in ("train", "test"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / "search_qa" / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    with serving(write_corpus(tmp_path / "corpus.jsonl")) as (_, url):
+        yield {"data.environment.retriever.url": url}
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A closed web of five pages, where the recipe looks for it."""
+    pytest.importorskip("bm25s", reason=SEARCH)
+    folder = tmp_path / "data" / "web"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        write_questions(folder, name=f"{split}.jsonl")
+    write_corpus(folder / "corpus.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return {}

@@ -55,6 +55,7 @@ class HTTPRetriever(Retriever):
         self._timeout, self._retries, self._backoff, self._max_bytes = timeout, retries, backoff, max_bytes
         self._cache = PassageCache(cache_size)
         self._accounts = Accounts()
+        self._has_answered = False
 
     @property
     def url(self) -> str:
@@ -72,6 +73,22 @@ class HTTPRetriever(Retriever):
         """The longest that a search may take before it fails."""
         return (self._retries + 1) * self._timeout + self._backoff * ((1 << self._retries) - 1)
 
+    def prepare(self) -> None:
+        """Ask for a passage, so that a wrong address is found before the first episode; a server may go later.
+
+        Raises:
+            UserError: There is no answer, or none of the protocol's form.
+        """
+        if self._has_answered:
+            return
+        try:
+            self._ask(["hello"], 1)
+        except RetrievalError as error:
+            raise UserError(
+                f"The search server does not answer: {error} Start it first (`lit-agentrl serve-retriever`), or "
+                "correct the retriever's url."
+            ) from error
+
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """The passages that the server finds, or found before; at most `top_k`, however many it sends."""
         check_top_k(top_k)
@@ -87,9 +104,10 @@ class HTTPRetriever(Retriever):
             self._accounts.add(requests=1, retries=int(tries > 0))
             tries += 1
             try:
-                answer = self._post(body)
+                answers = decode_answer(self._post(body), len(queries))
+                self._has_answered = True
                 # Search-R1's server of web searches sends as many as it likes.
-                return [passages[:top_k] for passages in decode_answer(answer, len(queries))]
+                return [passages[:top_k] for passages in answers]
             except ProtocolError as error:
                 reason = f"the answer is malformed: {error}"
                 break
