@@ -104,8 +104,8 @@ def report(args: argparse.Namespace, load: float) -> str:
         "",
         f"{args.prompts} prompt(s) a repeat, {args.repeats} repeats: {TURNS} searches of {args.top_k} passages and an",
         f"answer, {args.max_new_tokens} tokens at most a turn, temperature 1. Medians; ratios are of core seconds",
-        "within one repeat (in brackets, the least and the most). A tree plays its rounds one after another: it decodes",
-        "in up to L + 1 times as many steps as chains, each with fewer sequences.",
+        "within one repeat (in brackets, the least and the most). A tree plays its rounds one after another: it",
+        "decodes in up to L + 1 times as many steps as chains, each with fewer sequences.",
         "",
     ]
     for shape, sides in found.items():
