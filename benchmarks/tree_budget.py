@@ -2,7 +2,7 @@
 
     python benchmarks/tree_budget.py [--data FOLDER] [--threads 1] [--repeats 3] [--prompts 1] [--top_k 2]
 
-Takes about 11 minutes on one idle core; `--quick` checks the script in seconds. The tables go to
+Takes about 15 minutes of one core; `--quick` checks the script in seconds. The tables go to
 `benchmarks/tree_budget.md`. Three parts:
 
 1. Turns and tool calls (`tree_counts.py`), without a model: `TreeRollout` with a policy that searches T - 1 times and
@@ -104,13 +104,15 @@ def report(args: argparse.Namespace, load: float) -> str:
         "",
         f"{args.prompts} prompt(s) a repeat, {args.repeats} repeats: {TURNS} searches of {args.top_k} passages and an",
         f"answer, {args.max_new_tokens} tokens at most a turn, temperature 1. Medians; ratios are of core seconds",
-        "within one repeat (in brackets, the least and the most).",
+        "within one repeat (in brackets, the least and the most). A tree plays its rounds one after another: it",
+        "decodes in up to L + 1 times as many steps as chains, each with fewer sequences.",
         "",
     ]
     for shape, sides in found.items():
         size = len(sides["tree, prefixes kept"][0].groups[0].trajectories)
         lines += [f"(M, N, L) = {shape}: {size} trajectories of a prompt.", "", *rollout_table(sides), ""]
-    lines += ["## Updates", "", *updates, "", footer(args.threads), f"Load when it began: {load:.1f}.", ""]
+    lines += ["## Updates", "", *updates, "", footer(args.threads)]
+    lines += [f"Load when it began: {load:.1f}; when it ended: {os.getloadavg()[0]:.1f}.", ""]
     return "\n".join(lines)
 
 

@@ -211,8 +211,9 @@ def count_table(tokenizer: PreTrainedTokenizerBase, prompts: int, most_turns: in
         "(M, N, L)", "T", "the paper's formula", "exact, uniform", *POLICIES, "tool calls, uniform", "trajectories",
         "per chain, formula", "per chain of turns", "per chain of tool calls",
     )  # fmt: skip
-    said = f"Within three standard errors of the exact mean: {cases - len(off)} of {cases} cases."
+    said = "Turns within three standard errors of the exact mean, and (where L is 1 and T above 1) tool calls within "
+    said += f"three of the paper's formula: {cases - len(off)} of {cases} cases."
     if off:
         said += f" Not: {'; '.join(off)}."
-    said += f" Within 5 % of the paper's formula: {num_close} of {cases}."
+    said += f" Turns within 5 % of the paper's formula: {num_close} of {cases}."
     return [*markdown(header, rows), "", said]
