@@ -74,7 +74,7 @@ class HTTPRetriever(Retriever):
         return (self._retries + 1) * self._timeout + self._backoff * ((1 << self._retries) - 1)
 
     def prepare(self) -> None:
-        """Ask for a passage, so that a wrong address is found before the first episode; a server may go later.
+        """Ask once, so that a wrong address ends the run and does not fail every episode; a server may go later.
 
         Raises:
             UserError: There is no answer, or none of the protocol's form.
