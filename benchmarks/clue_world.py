@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_agentrl.envs import SearchSuite
+from lit_agentrl.envs.search.walkthrough import turn
 
 TAGS = [f"<{slash}{tag}>" for tag in ("think", "search", "information", "answer") for slash in ("", "/")]
 KINDS = {
@@ -56,12 +57,36 @@ def write_world(folder: Path, seed: int = 0) -> None:
                     "data_source": "clues",
                     "type": kind,
                     "supporting_titles": way[: hops - 1],  # searching for the question shows the person's passage
+                    "way": way,
                 }
             )
     chance.shuffle(questions)
     held_out = len(questions) // 5
     for name, part in (("test", questions[:held_out]), ("train", questions[held_out:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+
+
+def write_aimless_plays(path: Path, suite: SearchSuite, world: Path, seed: int = 0) -> None:
+    """Plays that follow the clues for one, two or three searches, whatever is asked: a third of them by chance right.
+
+    A policy that learns them searches and copies as it should and stops at random: what is left to learn is when.
+    """
+    chance = random.Random(seed)
+    questions = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
+    with path.open("w") as lines:
+        for task, question in zip(suite.tasks("train"), questions, strict=True):
+            hops = chance.randint(1, 3)
+            calls = [turn("I need to find out what is asked, so I search for it.", "search", question["question"])]
+            calls += [turn(f"I should look for {title}.", "search", title) for title in question["way"][: hops - 1]]
+            environment = suite.make(task)
+            texts = [environment.reset().text, *(environment.step(call)[0].text for call in calls)]
+            answers = [*calls, turn("I know the answer now.", "answer", question["way"][hops - 1])]
+            messages = [
+                {"role": role, "content": content}
+                for text, answer in zip(texts, answers, strict=True)
+                for role, content in (("user", text), ("assistant", answer))
+            ]
+            lines.write(json.dumps({"messages": messages}) + "\n")
 
 
 def made_up_names(chance: random.Random, count: int) -> list[str]:
