@@ -4,8 +4,8 @@ Run (about 35 minutes on 2 cores): `python benchmarks/tree_learning.py [--seeds 
 The policy is a million weights, trained from nothing in a made-up world (`clue_world.py`): first on solutions, then on
 plays that follow the clues as they should and stop after one, two or three searches, whatever is asked. What is left to
 learn is when to answer, from the reward at the end alone. From there all arms share every setting
-(`tree_learning.yaml`, chosen once on the tree arm's seed 0), and `lit-agentrl compare` trains them to the same number of
-generated tokens:
+(`tree_learning.yaml`, chosen once on the tree arm's seed 0), and `lit-agentrl compare` trains them to the same number
+of generated tokens:
 
 - tree: (M, N, L) = (2, 2, 1), 6 leaves of a prompt, both advantages;
 - inter: the same trees, leaves compared within the prompt alone (the paper's ablation, its Table 4);
