@@ -26,6 +26,14 @@ def num_steps(trajectory: Trajectory) -> float:
     return float(len(trajectory.steps))
 
 
+def unfinished(trajectory: Trajectory) -> float:
+    """1 where a limit cut the episode before the environment ended it, and so before it could pay; else 0.
+
+    Give it a negative weight where a bad end is paid below 0: the policy would learn to run into the limit instead.
+    """
+    return float(trajectory.stop_reason.is_truncation)
+
+
 @dataclass(slots=True)
 class SoftOverlong:
     """DAPO's soft length penalty (arXiv 2503.14476 Eq. 13) on the sampled tokens T of a trajectory, in [-1, 0].

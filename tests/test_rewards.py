@@ -13,6 +13,7 @@ from lit_agentrl.rewards import (
     parse_answer,
     score,
     solved,
+    unfinished,
 )
 from lit_agentrl.types import Step, StopReason, Trajectory, TrajectoryGroup
 
@@ -75,3 +76,12 @@ def test_the_last_answer_wins():
 def test_labels_are_whole_words_and_the_longest_wins(text, expected):
     """A label inside a longer one, or inside another word, is not a match."""
     assert match_label(text, ["keratosis", "seborrheic keratosis", "melanoma", "rosacea"]) == expected
+
+
+def test_what_a_limit_ends_is_unfinished_and_a_failure_is_not():
+    """Charged at -0.2 it earns what a wrong answer of bad form does, so that running into the limit does not pay."""
+    cut = [r for r in StopReason if unfinished(Trajectory([], stop_reason=r))]
+    assert cut == [StopReason.MAX_STEPS, StopReason.LENGTH, StopReason.CONTEXT, StopReason.BUDGET]
+    t = Trajectory([Step([0], [1], [0.0])], stop_reason=StopReason.CONTEXT)
+    score([TrajectoryGroup("p", [t])], [Reward(), Reward(unfinished, -0.2)])
+    assert t.total_reward == -0.2
