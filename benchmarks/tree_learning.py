@@ -47,8 +47,12 @@ def main() -> None:
     args = parser.parse_args()
     environment = suite_options(args.root / "world")
     start = warm_up(args.root, environment)
+    recipe: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
+    recipe["model"]["init_args"]["pretrained"] = str(start)
+    recipe["data"]["init_args"]["environment"] = environment
+    (args.root / "arm.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     path = args.root / "compare.yaml"
-    path.write_text(yaml.safe_dump(comparison(args, environment, start), sort_keys=False))
+    path.write_text(yaml.safe_dump(comparison(args), sort_keys=False))
     lit_agentrl(["compare", "--config", str(path)])
     report = (args.root / "compare" / "report.md").read_text()
     (args.out / "tree_learning.md").write_text(report)
@@ -99,7 +103,7 @@ def supervised(folder: Path, pretrained: Path, source: dict[str, Any], lr: float
     )
 
 
-def comparison(args: argparse.Namespace, environment: dict[str, Any], start: Path) -> dict[str, Any]:
+def comparison(args: argparse.Namespace) -> dict[str, Any]:
     """What `lit-agentrl compare` is given."""
     chain = {
         "model.intra_weight": 0.0,  # the leaves of a prompt are compared, as in GRPO
@@ -114,15 +118,11 @@ def comparison(args: argparse.Namespace, environment: dict[str, Any], start: Pat
         "metric": "success",
         "baseline": "chain",
         "arms": {
-            "tree": {"config": [str(RECIPE.absolute())]},
-            "inter": {"config": [str(RECIPE.absolute())], "options": {"model.intra_weight": 0.0}},
-            "chain": {"config": [str(RECIPE.absolute())], "options": chain},
+            "tree": {"config": ["arm.yaml"]},
+            "inter": {"config": ["arm.yaml"], "options": {"model.intra_weight": 0.0}},
+            "chain": {"config": ["arm.yaml"], "options": chain},
         },
-        "options": {
-            "model.pretrained": str(start),
-            "data.environment": environment,
-            "evaluation.every_n_epochs": 2,
-        },
+        "options": {"evaluation.every_n_epochs": 2},
     }
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from lit_agentrl.errors import UserError
@@ -116,11 +117,27 @@ def _run(stage: Stage, place: str) -> None:
 
 
 def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options by their dotted names, however deep the file nests them."""
+    """Options by their dotted names, however deep the file nests them.
+
+    Raises:
+        UserError: A text would not arrive as one: the command line reads options as YAML.
+    """
     flat: dict[str, Any] = {}
     for key, value in options.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, str) and isinstance(_read(value), dict | list):
+            raise UserError(
+                f"option {prefix}{key}: the command line would take the text {value!r} for {_read(value)!r}. Write it "
+                "into a configuration file of its own and name that under `config`."
+            )
     return flat
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def parse_overrides(overrides: Sequence[str], path: Path, allowed: Sequence[str] = ()) -> DictConfig:

@@ -136,6 +136,7 @@ GOOD = "{budget: {seconds: 5}, baseline: a, arms: {a: {config: a.yaml}, b: {conf
         (("b: {config: a.yaml}", "b: {config: a.yaml, options: {seed_everything: 3}}"), "sets seed_everything"),
         (("b: {config: a.yaml}", "b: {config: a.yaml, options: {budget.seconds: 3}}"), "sets budget.seconds"),
         (("{budget", "{seeds: [1, 1], budget"), "different numbers"),
+        (("b: {config: a.yaml}", "b: {config: a.yaml, options: {data.prompt: 'Q: {q}'}}"), "would take the text"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, change, message):
