@@ -12,10 +12,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
-import torch
-from small_policy import CHATML, SPECIAL
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from small_policy import save
 
 from lit_agentrl.envs import SearchSuite
 from lit_agentrl.envs.search.walkthrough import turn
@@ -98,7 +95,7 @@ def made_up_names(chance: random.Random, count: int) -> list[str]:
     return list(names)
 
 
-def build_policy(folder: Path, suite: SearchSuite, world: Path, hidden: int = 128, layers: int = 4) -> Path:
+def build_policy(folder: Path, suite: SearchSuite, world: Path) -> Path:
     """A Hugging Face folder: random weights, every word of the world and of the plays that solve it."""
     texts = [
         text for task in suite.tasks("train") for pair in suite.walkthrough(task) for text in (pair[0].text, pair[1])
@@ -108,35 +105,5 @@ def build_policy(folder: Path, suite: SearchSuite, world: Path, hidden: int = 12
         "The last turn held no action. Write to search or answer to finish. Nothing was found.",
         "system user assistant",
     ]
-    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)} | set("<>/()[]{}:.,?\"'"))
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-        chat_template=CHATML,
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=fast.bos_token_id,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text)} | set("<>/()[]{}:.,?\"'")
+    return save(folder, words, TAGS)

@@ -7,6 +7,7 @@ token. It knows no language: a supervised warm-up on games' own solutions teache
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,12 +32,17 @@ def build(folder: Path, suite: WalkthroughSuite, num_games: int = 500, hidden: i
         for observation, answer in suite.walkthrough(task)
         for text in (observation.text, observation.system, answer)
     ]
-    words = sorted(
-        {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)} | {"system", "user", "assistant"}
-    )
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
+    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)} | {"system", "user", "assistant"}
+    return save(folder, words, hidden=hidden, layers=layers)
+
+
+def save(folder: Path, words: Collection[str], tags: Sequence[str] = (), hidden: int = 128, layers: int = 4) -> Path:
+    """A Hugging Face folder: random weights over `words`, and `tags` that are one token each and shown as they are."""
+    ordered = sorted(words)
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *ordered])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -48,7 +54,7 @@ def build(folder: Path, suite: WalkthroughSuite, num_games: int = 500, hidden: i
         clean_up_tokenization_spaces=False,
     )
     config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(words),
+        vocab_size=len(fast),
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
