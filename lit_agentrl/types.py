@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
+
+    from lit_agentrl.images import Image, ImageReader, RowImages
 
 Split = Literal["train", "val", "test"]
 Advantages = list[list[float]]
@@ -76,6 +77,8 @@ class Step:
     """Whether the action ended by itself or was cut at `max_new_tokens`."""
     is_shortened: bool = False
     """Whether history was left out of the prompt to fit the context."""
+    images: tuple[Image, ...] = ()
+    """The images that `context_ids` has placeholders for, in order."""
 
 
 @dataclass(slots=True)
@@ -184,6 +187,8 @@ class TrainBatch:
     """Weight of all action tokens of the whole optimiser step: all micro-batches, all ranks; None: all count 1."""
     total_row_weight: float | None = None
     """The same of rows; a row counts what its action tokens count on average."""
+    vision: RowImages | None = None
+    """The images that the rows show; None for rows of text."""
 
     @property
     def token_denominator(self) -> float:
@@ -216,8 +221,8 @@ class Observation:
     """The actions on offer."""
     valid: bool | None = None
     """Whether the action that led here could be used; None for the first observation, or where it is not known."""
-    images: tuple[np.ndarray[Any, np.dtype[np.uint8]], ...] = ()
-    """[H, W, 3] each: what the policy sees beside the text."""
+    images: tuple[Image, ...] = ()
+    """What the policy sees before the text: files by reference, or arrays [H, W, 3]."""
 
 
 @runtime_checkable
@@ -284,6 +289,13 @@ class EnvironmentSuite(ABC):
         """The type of a task, by which success is reported apart; empty where all tasks are of one."""
         return ""
 
+    def summary(self, groups: Sequence[TrajectoryGroup]) -> Mapping[str, float]:
+        """What only all episodes of an evaluation together show (F1 over classes, a vote of a group), by name.
+
+        Failed episodes are in `groups`. The same names whatever the episodes were; NaN where nothing supports one.
+        """
+        return {}
+
 
 Conversation = list[tuple[Observation, str]]
 """Turns: what the policy is shown, and the answer it gives."""
@@ -334,9 +346,16 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, contexts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
+        self,
+        contexts: list[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int] | None = None,
+        images: Sequence[Sequence[Image]] | None = None,
     ) -> list[Completion]:
-        """One completion per context; `seeds` [B] fix each one's randomness, whatever it is batched with."""
+        """One completion per context; `seeds` [B] fix each one's randomness, whatever it is batched with.
+
+        `images` [B] are what each context has placeholders for, in order; None where no context shows one.
+        """
 
     @abstractmethod
     def sync(self, policy: nn.Module) -> None:
@@ -344,6 +363,9 @@ class Engine(ABC):
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  # nothing to do for most
         """Learn what tokens read as, once, before the first call: an engine that sees stop strings by it keeps it."""
+
+    def use_image_reader(self, reader: ImageReader) -> None:  # noqa: B027  # nothing to do for most
+        """Learn how images become the model's inputs, once, before the first call that shows one."""
 
 
 Metrics = Mapping[str, float]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from lit_agentrl.images import Image
     from lit_agentrl.types import SamplingParams
 
 
@@ -121,7 +122,11 @@ class HFEngine(Engine):
         self._tokenizer = tokenizer
 
     def generate(
-        self, contexts: list[list[int]], params: SamplingParams, seeds: Sequence[int] | None = None
+        self,
+        contexts: list[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int] | None = None,
+        images: Sequence[Sequence[Image]] | None = None,
     ) -> list[Completion]:
         """One completion per context, whose tokens depend on its own context, seed and the weights only.
 
@@ -129,6 +134,7 @@ class HFEngine(Engine):
             contexts: Token ids, B of them.
             params: How to sample.
             seeds: [B]; by default made from the engine's seed and the number of calls so far.
+            images: [B], what each context has placeholders for.
 
         Raises:
             UserError: If there is no model, a parameter or context is out of range, or stop strings have no tokenizer.
@@ -136,6 +142,8 @@ class HFEngine(Engine):
         """
         if self._lm is None:
             raise UserError("HFEngine has no model yet: call sync(policy) before generate().")
+        if images is not None and any(images):
+            raise UserError("HFEngine cannot show images to the policy yet.")
         check_params(params)
         stop_strings = self._stop_strings(params.stop)
         lm = self._lm
