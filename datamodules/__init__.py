@@ -1,6 +1,7 @@
 """The datamodules: rollouts of a policy, and supervised conversations."""
 
 from lit_agentrl.datamodules.conversation import ConversationDataModule, JSONLConversations, Walkthroughs
+from lit_agentrl.datamodules.lesion_conversations import LesionConversations
 from lit_agentrl.datamodules.rollout import RolloutDataModule
 
-__all__ = ["ConversationDataModule", "JSONLConversations", "RolloutDataModule", "Walkthroughs"]
+__all__ = ["ConversationDataModule", "JSONLConversations", "LesionConversations", "RolloutDataModule", "Walkthroughs"]
