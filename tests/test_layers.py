@@ -13,7 +13,7 @@ LAYERS = (
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
     {"methods", "datamodules", "callbacks"},
     {"report", "doctor"},
-    {"lightning_cli", "pipeline", "compare", "stages"},
+    {"lightning_cli", "pipeline", "compare"},
     {"cli"},
     {"__main__"},
 )
