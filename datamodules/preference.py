@@ -157,7 +157,6 @@ class PreferenceDataModule(L.LightningDataModule):
 
         Planned in the file's order, whatever the epoch: a resumed run gets the same numbers, bit by bit.
         """
-        rank, size = distributed.world()
         everything = list(range(len(self.pairs)))
         plan = self._step(everything, module.shares_prefixes).plan
         batches = [self.batch(part, everything, 1) for part in plan]

@@ -71,7 +71,7 @@ def dpo_loss(
 
 
 def anchor_loss(logratio: Tensor, *, beta: float = 0.1, delta: float = 0.0) -> Tensor:
-    """mDPO's anchor, [N]: -log S(beta logratio - delta) keeps the chosen answer's reward above delta (arXiv 2406.11839).
+    """The anchor of mDPO, [N]: -log S(beta logratio - delta), a chosen answer's reward above delta (arXiv 2406.11839).
 
     Raises:
         ValueError: If beta is not positive.

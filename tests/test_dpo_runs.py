@@ -131,7 +131,7 @@ def test_an_exported_adapter_is_its_own_reference(tiny_lm: str, pairs: Path, tmp
     for mode in ("frozen", "adapter_off"):
         run = tmp_path / mode
         fit_pairs(str(tmp_path / "first" / "export"), run, pairs, *more, f"--model.reference.mode={mode}")
-        found.append([float(row["train/loss"]) for row in metrics(run) if row.get("train/loss")][0])
+        found.append(next(float(row["train/loss"]) for row in metrics(run) if row.get("train/loss")))
     assert found[0] == pytest.approx(0.693147, abs=1e-5)
     assert found[1] < 0.68
     assert torch.isfinite(torch.tensor(found)).all()

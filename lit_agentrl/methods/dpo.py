@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class DPOModule(LanguageModule):
-    """Minimises a weighted sum of terms, each a mean over the pairs of the optimiser step (all micro-batches and ranks).
+    """Minimises a weighted sum of terms, each a mean over all pairs of the optimiser step, on all ranks.
 
     With w and l the log-probability of the chosen and the rejected answer (summed over its tokens) minus the
     reference's, h = beta (w - l), S the sigmoid, and a bar for means over tokens instead of sums:

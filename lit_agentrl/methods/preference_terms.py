@@ -20,8 +20,9 @@ SMOOTHED = ("sigmoid", "sigmoid_norm", "robust")
 
 @dataclass(slots=True)
 class PairScores:
-    """What the policy and its reference say about N pairs of K answers: chosen, rejected and, with K = 3, the chosen
-    one under a corrupted image.
+    """What the policy and its reference say about N pairs of K answers.
+
+    Chosen, rejected and, with K = 3, the chosen one under a corrupted image.
     """
 
     logp: Tensor
