@@ -12,7 +12,7 @@ LAYERS = (
     {"advantages", "losses", "rewards", "_checks", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
     {"methods", "datamodules", "callbacks"},
-    {"report", "doctor"},
+    {"report", "doctor", "vlm"},
     {"lightning_cli", "pipeline", "compare", "stages"},
     {"cli"},
     {"__main__"},
