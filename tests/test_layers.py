@@ -12,7 +12,7 @@ LAYERS = (
     {"advantages", "losses", "rewards", "intervals", "_checks", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
     {"methods", "datamodules", "callbacks"},
-    {"report", "doctor"},
+    {"report", "doctor", "vlm", "preferences"},
     {"lightning_cli", "pipeline", "compare"},
     {"cli"},
     {"__main__"},
