@@ -12,8 +12,8 @@ LAYERS = (
     {"advantages", "losses", "rewards", "intervals", "_checks", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
     {"methods", "datamodules", "callbacks"},
-    {"report", "doctor"},
-    {"lightning_cli", "pipeline", "compare", "stages"},
+    {"report", "doctor", "vlm", "preferences"},
+    {"lightning_cli", "pipeline", "compare"},
     {"cli"},
     {"__main__"},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,9 @@ class Sample:
 
     id: str
     """Unique within its source, over all splits."""
-    image: Image | Path
-    """A file may be given by its path alone: it is hashed when the sample is first shown, not when it is listed."""
+    image: Image | Path | Callable[[], Image]
+    """A file may be given by its path alone: it is hashed when the sample is first shown, not when it is listed. A
+    picture may be given by what draws it, always alike."""
     label: str
     """One of the source's labels; empty where only a conversation is known."""
     question: str | None = None
@@ -38,7 +39,9 @@ class Sample:
         Raises:
             UserError: The file is not there any more, or cannot be read.
         """
-        return file_image(self.image) if isinstance(self.image, Path) else self.image
+        if isinstance(self.image, Path):
+            return file_image(self.image)
+        return self.image() if callable(self.image) else self.image
 
 
 class ImageSource(ABC):
