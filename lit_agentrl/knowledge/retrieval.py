@@ -34,7 +34,8 @@ def retrieve(
         question: What is asked.
         top: At most so many facts.
         hops: How far the neighbourhood goes; further facts are about what the disease is joined to.
-        threshold: The least similarity that counts; None for the similarity's own.
+        threshold: The least similarity that counts; None for the similarity's own, and where that has none: facts that
+            share nothing with the question are left out, unless all do.
         similarity: How near a fact is.
 
     Raises:
@@ -45,9 +46,12 @@ def retrieve(
         raise UserError(f"top={top}: at least 1 fact has to be asked for.")
     edges = in_turns(list({edge.triple: edge for edge in reversed(graph.edges_of(disease, hops))}.values())[::-1])
     scores = similarity(f"{disease} {question}", edges)
-    least = similarity.threshold if threshold is None else threshold
     ranked = sorted(zip(scores, range(len(edges)), strict=True), key=lambda item: (-item[0], item[1]))
-    return [edges[place] for score, place in ranked[:top] if least is None or score >= least]
+    least = similarity.threshold if threshold is None else threshold
+    if least is not None:
+        return [edges[place] for score, place in ranked[:top] if score >= least]
+    # Without a threshold, what shares nothing with the question counts only where nothing shares anything with it.
+    return [edges[place] for score, place in ranked[:top] if score > 0 or ranked[0][0] <= 0]
 
 
 def in_turns(edges: Sequence[Edge]) -> list[Edge]:
