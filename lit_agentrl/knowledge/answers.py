@@ -113,12 +113,15 @@ class FactReader:
         roles = self._roles.get(name.value, frozenset())
         if name.value in self._diseases:  # a disease is named for many reasons: only a cue makes it a fact
             roles &= _BETWEEN_DISEASES
-        before = [cue for cue in cues if cue.end <= name.start and cue.value in roles]
-        behind = [cue for cue in cues if 0 <= cue.start - name.end < TRAILING and cue.value in roles]
-        if cue := (before[-1:] or behind[:1]):
-            return cue[0].value
+        before = [cue.value for cue in cues if cue.end <= name.start and cue.value in roles]
+        behind = [cue.value for cue in cues if 0 <= cue.start - name.end < TRAILING and cue.value in roles]
+        # `is` stands in most sentences: it decides where nothing else does.
+        if cue := [value for value in (*before[::-1], *behind) if value != "is_a"]:
+            return cue[0]
         free = [role for role in sorted(roles) if not RELATIONS[role].needs_cue]
-        return free[0] if len(free) == 1 and name.value not in self._diseases else None
+        if len(free) == 1 and name.value not in self._diseases:
+            return free[0]
+        return "is_a" if "is_a" in before and not free else None
 
 
 def _denied(words: Sequence[Word], inside_cues: set[int]) -> list[bool]:

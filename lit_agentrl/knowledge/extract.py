@@ -74,7 +74,9 @@ def extract_edges(text: str, source: str, find: Find = unknown_to_all) -> Extrac
 def _read(sentence: Sentence, source: str, subject: str | None, known: Find, found: Extraction) -> str | None:
     """Add what the sentence says; gives the disease that `it` means after it."""
     if sentence.text.endswith("?") or len(sentence.text) > MOST_CHARACTERS:
-        reason = "it is a question" if sentence.text.endswith("?") else f"it is longer than {MOST_CHARACTERS} characters"
+        reason = (
+            "it is a question" if sentence.text.endswith("?") else f"it is longer than {MOST_CHARACTERS} characters"
+        )
         found.unread.append(Unread(sentence.line, sentence.text, reason))
         return subject
     reason = "no pattern fits"
