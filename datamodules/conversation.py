@@ -17,7 +17,7 @@ from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import load_tokenizer
 from lit_agentrl.rollouts.chat import Chat, ChatMode
-from lit_agentrl.rollouts.memory import Memory, next_prompt
+from lit_agentrl.rollouts.memory import Memory, next_prompt, shown_images
 from lit_agentrl.rows import Row, assemble, trajectory_rows
 from lit_agentrl.types import Conversation, Observation, Split, Step, TrainBatch, Trajectory, WalkthroughSuite
 
@@ -175,6 +175,7 @@ def _as_trajectory(
                 observation=observation.text,
                 state=observation.state or observation.text,
                 action=answer,
+                images=shown_images(chat, steps, observation),
             )
         )
     return Trajectory(steps), [0.0] * len(steps)

@@ -7,8 +7,6 @@ is in `report/comparison.py`.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import re
 import shlex
 from dataclasses import dataclass
@@ -20,11 +18,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.pipeline.check import parsed
+from lit_agentrl.pipeline.options import config_files, dotted, parse_overrides
+from lit_agentrl.pipeline.process import run_all
+from lit_agentrl.pipeline.stage import Stage
 from lit_agentrl.report import plot
 from lit_agentrl.report.comparison import AXES, INFORMATION, compare_runs
 from lit_agentrl.report.outcomes import RunOutcome, read_run
 from lit_agentrl.report.render import write_report
-from lit_agentrl.stages import Stage, config_files, dotted, parse_overrides, run_all
 
 KEYS = ("name", "output", "seeds", "budget", "metric", "level", "baseline", "arms", "options")
 ARM_KEYS = ("config", "options")
@@ -167,7 +168,7 @@ def check_options(plan: Plan) -> None:
     found: dict[str, dict[str, Any]] = {}
     for (arm, seed), stage in plan.stages.items():
         if seed == plan.seeds[0]:
-            found[arm] = _parsed(arm, stage)
+            found[arm] = yaml.safe_load(parsed(f"arm {arm!r}", stage))["evaluation"]
             _check_schedule(arm, found[arm])
     alike = ("name", "split", "num_tasks", "group_size", "sampling")
     for arm, evaluation in found.items():
@@ -177,21 +178,6 @@ def check_options(plan: Plan) -> None:
                     f"arm {arm!r} has evaluation.{key}={evaluation[key]}, the baseline {found[plan.baseline][key]}: "
                     "they would not be comparable. Set it under the comparison's own `options`."
                 )
-
-
-def _parsed(arm: str, stage: Stage) -> dict[str, Any]:
-    """The `evaluation` section that `fit` would run with."""
-    from lit_agentrl.lightning_cli import run  # imports torch and transformers
-
-    written, errors = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(errors):
-            run([*stage.arguments(resume=False), "--print_config"])
-    except SystemExit as end:
-        if end.code:
-            raise UserError(f"arm {arm!r}: {errors.getvalue().strip().removeprefix('error: ')}") from None
-    evaluation: dict[str, Any] = yaml.safe_load(written.getvalue())["evaluation"]
-    return evaluation
 
 
 def _check_schedule(arm: str, evaluation: dict[str, Any]) -> None:

@@ -201,6 +201,22 @@ class TrainBatch:
         return self.num_rows if self.total_row_weight is None else self.total_row_weight
 
 
+@dataclass
+class PreferenceBatch(TrainBatch):
+    """A micro-batch of whole pairs, whose rows follow one another: chosen, rejected, and, where asked for, a third.
+
+    The third is the chosen answer under a corrupted image (mDPO); a pair without images has an empty row there. An
+    empty row has no action token.
+    """
+
+    rows_per_pair: int = 2
+    num_pairs: int = 1
+    """Pairs of the whole optimiser step: all micro-batches, all ranks."""
+    reference_sums: list[float] | None = None
+    """[B], each row's log-probability under the reference policy, where it was computed before training. No tensor:
+    half precision would round it."""
+
+
 @dataclass(slots=True)
 class Observation:
     """What the environment shows the policy.

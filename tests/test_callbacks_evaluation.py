@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from callback_parts import FakeModule, FakeRollouts, trainer
 from lit_agentrl.callbacks import Evaluation, IterationCheckpoint, read_evaluations
-from lit_agentrl.callbacks.metrics import wilson_interval
 from lit_agentrl.errors import UserError
+from lit_agentrl.intervals import wilson_interval
 from lit_agentrl.types import SamplingParams
 
 

@@ -190,7 +190,9 @@ def test_a_finished_stage_with_other_options_is_not_mixed_up(tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pipeline").glob("*.yaml")), ids=lambda p: p.stem)
 def test_dry_run_prints_commands_and_runs_nothing(path, tmp_path, capsys):
     main(["pipeline", str(path), "--dry-run", f"root={tmp_path}/x", "seed=7"])
-    lines = capsys.readouterr().out.splitlines()
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line[0] != " "
+    ]  # the rest of the plan is indented
     assert [line.split(":")[0] for line in lines] == ["untrained", "warmup", "train"]
     assert f"--model.pretrained {tmp_path}/x/warmup/export" in lines[2]
     assert "--seed_everything 7" in lines[2]

@@ -2,6 +2,7 @@
 
 from lit_agentrl.envs.alfworld import ALFWorldSuite
 from lit_agentrl.envs.blackjack import BlackjackSuite
+from lit_agentrl.envs.dermatology import RecognitionSuite
 from lit_agentrl.envs.gymnasium import GymnasiumSuite
 from lit_agentrl.envs.minigrid import MiniGridSuite
 from lit_agentrl.envs.miniwob import MiniWoBSuite
@@ -31,6 +32,7 @@ __all__ = [
     "Points24Suite",
     "ProgramResult",
     "ProgramSuite",
+    "RecognitionSuite",
     "ScienceWorldSuite",
     "SearchSuite",
     "SokobanSuite",

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from lit_agentrl.cache import cache_dir, one_process
 from lit_agentrl.errors import UserError, missing_extra
+from lit_agentrl.models.made import MADE, made_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -65,17 +66,20 @@ def resolve(pretrained: str) -> Source:
     """The parts that `pretrained` names; a GGUF file is dequantised into the cache on the way.
 
     Args:
-        pretrained: A local Hugging Face folder (a model's or a LoRA adapter's), a name in `PACKAGED`, a `.gguf` file,
-            or a hub id. They are tried in this order.
+        pretrained: A local Hugging Face folder (a model's or a LoRA adapter's), a name in `PACKAGED` or in `MADE`, a
+            `.gguf` file, or a hub id. They are tried in this order.
 
     Raises:
-        UserError: A folder without a model, a missing or damaged file, or a package that is not installed.
+        UserError: A folder without a model, a missing or damaged file, a package that is not installed, or a model
+            that was not made yet.
     """
     path = Path(pretrained).expanduser()
     if path.is_dir():
         return _folder(path)
     if pretrained.lower() in PACKAGED:
         return _plain(dequantized(_packaged_file(pretrained.lower())))
+    if pretrained.lower() in MADE:
+        return _plain(str(made_folder(pretrained.lower())))
     if path.suffix.lower() == ".gguf":
         return _plain(dequantized(path))
     if path.is_absolute() or pretrained.startswith((".", "~")) or (path.parent != Path(".") and path.parent.is_dir()):
@@ -98,9 +102,9 @@ def read_config(pretrained: str, source: Source) -> PreTrainedConfig:
     except OSError as error:
         raise UserError(
             f"pretrained={pretrained!r} is no model that can be loaded. Tried: a local folder (there is none at "
-            f"{Path(pretrained).expanduser().absolute()}), a packaged name ({', '.join(PACKAGED)}), a .gguf file, and "
-            f"the Hugging Face hub, which said: {_first_line(error)} Correct the path or the id; for a hub id, check "
-            "the network (or HF_HUB_OFFLINE) and, for a gated model, HF_TOKEN."
+            f"{Path(pretrained).expanduser().absolute()}), a packaged name ({', '.join((*PACKAGED, *MADE))}), a "
+            f".gguf file, and the Hugging Face hub, which said: {_first_line(error)} Correct the path or the id; for a "
+            "hub id, check the network (or HF_HUB_OFFLINE) and, for a gated model, HF_TOKEN."
         ) from error
     except ValueError as error:  # an unknown architecture, a broken config.json, or code that only the repository has
         raise UserError(f"pretrained={pretrained!r}: its config.json cannot be used. {_first_line(error)}") from error

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.images import Image
 from lit_agentrl.rollouts.chat import Chat
 from lit_agentrl.rollouts.replies import decision
 from lit_agentrl.types import Observation, Step
@@ -70,6 +71,12 @@ def _history(steps: Sequence[Step], shown: int) -> str:
         for number, step in enumerate(steps[first:], first + 1)
     ]
     return "\n".join([f"Steps taken: {len(steps)}." + (f" The last {shown}:" if shown else ""), *lines])
+
+
+def shown_images(chat: Chat, steps: Sequence[Step], observation: Observation) -> tuple[Image, ...]:
+    """The images that the prompt after `steps` has placeholders for: a rebuilt one shows the present ones alone."""
+    before = steps[-1].images if steps and chat.mode != "rebuild" else ()
+    return (*before, *observation.images)
 
 
 def next_prompt(
