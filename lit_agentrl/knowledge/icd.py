@@ -38,7 +38,7 @@ def read_icd() -> Part:
         "is_a edges": sum(edge.relation == "is_a" for edge in edges),
     }
     licence = f"icd: {LICENCE}; from {PACKAGE} {version} (code MIT), file {path.name}."
-    return Part(SOURCE, edges, {}, licence, counts)
+    return Part(SOURCE, edges, {}, licence, counts, rank=1)
 
 
 def read_tabular(content: bytes) -> list[Edge]:

@@ -62,12 +62,18 @@ def format_of(path: Path) -> str:
     return ending
 
 
+_UNREADABLE = (
+    ParseError, ExpatError, nx.NetworkXException, ValueError, KeyError, TypeError, AttributeError, OSError,
+    NotImplementedError, RecursionError,
+)  # fmt: skip
+
+
 @contextmanager
 def _as_user_error(path: Path) -> Iterator[None]:
     """What readers raise for a file that is no graph of ours: wrong bytes, missing columns, unknown relations."""
     try:
         yield
-    except (ParseError, ExpatError, nx.NetworkXException, KeyError, TypeError, ValueError, OSError) as error:
+    except _UNREADABLE as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{path} does not hold a knowledge graph of this schema: {reason}") from error
 
