@@ -166,10 +166,11 @@ def _as_trajectory(
     for observation, answer in turns:
         system = observation.system or system  # stated once, it holds for the episode, as in a rollout
         ids = chat.action_ids(answer)
-        context, _ = next_prompt(chat, memory, steps, replace(observation, system=system), max_length - len(ids))
+        shown = replace(observation, system=system)
+        prompt = next_prompt(chat, memory, steps, shown, max_length - len(ids))
         steps.append(
             Step(
-                context,
+                prompt.token_ids,
                 ids,
                 [0.0] * len(ids),
                 observation=observation.text,

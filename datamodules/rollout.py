@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
@@ -39,6 +39,7 @@ from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
 from lit_agentrl.types import (
     Engine,
+    Environment,
     EnvironmentSuite,
     Ledger,
     SamplingParams,
@@ -48,6 +49,9 @@ from lit_agentrl.types import (
 )
 
 log = logging.getLogger(__name__)
+
+Wrap = Callable[[str, Environment], Environment]
+"""Makes of a task's environment another one."""
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -308,7 +312,12 @@ class RolloutDataModule(L.LightningDataModule):
         return has_signal(group, self.signal)
 
     def _roll_out(
-        self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingParams, iteration: int
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: SamplingParams,
+        iteration: int,
+        wrap: Wrap | None = None,
     ) -> list[TrajectoryGroup]:
         assert self.trainer is not None
         _, chat, pool = self._parts()
@@ -322,12 +331,12 @@ class RolloutDataModule(L.LightningDataModule):
             self.engine,
             chat,
             pool,
-            self.host.make if self.host else self.environment.make,
+            _wrapped(self.host.make if self.host else self.environment.make, wrap),
             sampling,
             self.max_length,
             self.seed,
             iteration,
-            None if iteration == EVALUATION else self.budget,
+            None if iteration in (EVALUATION, OUTSIDE) else self.budget,
             self.memory,
         )
         with self.trainer.precision_plugin.forward_context():
@@ -362,6 +371,19 @@ class RolloutDataModule(L.LightningDataModule):
         shares = distributed.gather(groups)
         return [shares[i % size][i // size] for i in range(len(tasks))]
 
+    def play(
+        self, prompts: Sequence[Prompt], group_size: int | None = None, wrap: Wrap | None = None
+    ) -> list[TrajectoryGroup]:
+        """Groups of some prompts, sampled as training does, for other uses than training: no budget counts them.
+
+        Args:
+            prompts: On this rank.
+            group_size: Trajectories of a prompt; the training's by default.
+            wrap: What to play in the place of every task's environment.
+        """
+        self._sync()
+        return self._roll_out(prompts, group_size or self.group_size, self.sampling, OUTSIDE, wrap)
+
     def teardown(self, stage: str) -> None:
         """End the worker processes; another stage starts its own."""
         if self.host:
@@ -390,5 +412,11 @@ class RolloutDataModule(L.LightningDataModule):
         self.total_seconds = float(state_dict["total_seconds"])
 
 
+def _wrapped(make: Callable[[str], Environment], wrap: Wrap | None) -> Callable[[str], Environment]:
+    return make if wrap is None else lambda task: wrap(task, make(task))
+
+
 EVALUATION = -1
 """The iteration number that keys evaluation rollouts: the same draws whenever the same policy is evaluated."""
+OUTSIDE = -2
+"""That of rollouts for other uses (`play`)."""

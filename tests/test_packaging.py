@@ -103,7 +103,12 @@ def test_every_imported_package_is_declared() -> None:
     """What comes along with another dependency today may not tomorrow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    modules = {"pyyaml": "yaml", "faiss-cpu": "faiss", "sentence-transformers": "sentence_transformers"}
+    modules = {
+        "pyyaml": "yaml",
+        "faiss-cpu": "faiss",
+        "sentence-transformers": "sentence_transformers",
+        "pillow": "PIL",
+    }
     declared = {modules.get(name := re.match(r"[\w-]+", line)[0], name) for line in requirements}
     names = set()
     for package in ("lit_agentrl", *LINKED):

@@ -40,6 +40,10 @@ PACKAGED = {
 }
 
 
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers looks for the settings of an image processor."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where transformers and peft find the parts of a model."""
@@ -50,6 +54,12 @@ class Source:
     """A folder or a hub id."""
     adapter: Path | None = None
     """A folder with a LoRA adapter on top of `weights`."""
+
+    @property
+    def processor(self) -> str:
+        """A folder or a hub id: where the files of the image processor are."""
+        has_own = self.adapter is not None and any((self.adapter / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+        return str(self.adapter) if has_own else self.weights
 
 
 def resolve(pretrained: str) -> Source:
