@@ -1,4 +1,4 @@
-"""Conversations about images: what a judge says of them, the panel of both kinds, and the sources of supervised data."""
+"""Conversations about images: what a judge says of them, the panel of both kinds, and sources of supervised data."""
 
 import json
 import logging
@@ -266,6 +266,15 @@ def test_correct_traces_are_solved_train_episodes_the_newest_first(tmp_path, cap
     assert len(few.conversations()) == 2
 
 
+def test_a_separator_of_lines_inside_a_text_is_text(tmp_path):
+    suite = RecognitionSuite(Pixels())
+    task = suite.tasks("train")[0]
+    run = run_of(tmp_path, suite, [(task, said(suite, task, "dark\u2028round"), True)])
+    assert "\u2028" in CorrectTraces(suite, run).conversations()[0][0][1]
+    (tmp_path / "t.jsonl").write_text(json.dumps(dialogue("1", None, "q", "a\u2028b"), ensure_ascii=False))
+    assert LlavaConversations(str(tmp_path / "t.jsonl")).conversations()[0][0][1] == "a\u2028b"
+
+
 def test_a_trace_that_is_no_longer_right_is_left_out(tmp_path, caplog):
     """The environment is asked again: a transcript may be of other data, or of other options."""
     caplog.set_level(logging.INFO)
@@ -302,7 +311,7 @@ def test_transcripts_that_are_not_there_or_not_whole(tmp_path, caplog):
     (file,) = (tmp_path / "transcripts").iterdir()
     file.write_text(file.read_text() + '{"prompt_id": "train-\n[]\n')
     assert len(CorrectTraces(suite, [run, str(file)]).conversations()) == 1
-    assert "2 said before" not in caplog.text
+    assert "1 said before" in caplog.text
     assert "4 broken lines" in caplog.text
 
 
