@@ -194,7 +194,8 @@ class AgentRLCLI(LightningCLI):
 
     def before_mine_preferences(self) -> None:
         """What was asked for decides whether a stopped run may go on."""
-        self.trainer.options = self._dumped()
+        assert isinstance(self.trainer, AgentTrainer)
+        self.trainer.options = self._dumped()  # type: ignore[misc]
 
     def _parse_ckpt_path(self) -> None:
         """Resume with the configuration given now; Lightning would let the checkpoint's win (Lightning #21455)."""
