@@ -1,6 +1,7 @@
 """The datamodules: rollouts of a policy, supervised conversations, and preference pairs."""
 
 from lit_agentrl.datamodules.conversation import ConversationDataModule, JSONLConversations, Walkthroughs
+from lit_agentrl.datamodules.lesion_conversations import LesionConversations
 from lit_agentrl.datamodules.llava import LlavaConversations
 from lit_agentrl.datamodules.mixture import Mixture
 from lit_agentrl.datamodules.preference import PreferenceDataModule
@@ -11,6 +12,7 @@ __all__ = [
     "ConversationDataModule",
     "CorrectTraces",
     "JSONLConversations",
+    "LesionConversations",
     "LlavaConversations",
     "Mixture",
     "PreferenceDataModule",

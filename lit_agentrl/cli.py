@@ -24,6 +24,7 @@ usage: lit-agentrl COMMAND [options]
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
   make-facts-qa       a corpus and questions to search it: lit-agentrl make-facts-qa OUTPUT [--num_train 1400 --seed 0]
+  make-lesions        synthetic pictures of skin lesions as files: lit-agentrl make-lesions OUTPUT [--seed 0 ...]
   build-kg            a knowledge graph of skin diseases: lit-agentrl build-kg OUTPUT [--sources notes --text FILE]
   make-vlm            a small vision-language model from packaged parts: lit-agentrl make-vlm [OUTPUT --seed 0 ...]
   serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
@@ -37,6 +38,7 @@ OWN_COMMANDS = {
     "compare": "lit_agentrl.compare",
     "serve-retriever": "lit_agentrl.retrieval.serve",
     "make-facts-qa": "lit_agentrl.envs.search.facts.command",
+    "make-lesions": "lit_agentrl.envs.dermatology.synthetic_command",
     "build-kg": "lit_agentrl.knowledge.build",
     "make-webshop-demo": "lit_agentrl.envs.webshop.demo",
     "make-vlm": "lit_agentrl.vlm.command",

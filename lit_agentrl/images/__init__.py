@@ -1,6 +1,6 @@
 """Images on their way to a policy: named by reference, decoded in one place, resized by one rule."""
 
-from lit_agentrl.images.base import Image, ImageReader, ImageRef, Picture, RowImages
+from lit_agentrl.images.base import Image, ImageReader, ImageRef, Picture, RowImages, same_images
 from lit_agentrl.images.files import MAX_PIXELS, content_key, decode, image_ref
 from lit_agentrl.images.resize import Resize
 
@@ -15,4 +15,5 @@ __all__ = [
     "content_key",
     "decode",
     "image_ref",
+    "same_images",
 ]

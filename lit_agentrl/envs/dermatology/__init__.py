@@ -12,6 +12,8 @@ from lit_agentrl.envs.dermatology.parser import AnswerParser
 from lit_agentrl.envs.dermatology.recognition import RecognitionSuite
 from lit_agentrl.envs.dermatology.samples import ImageSource, Sample, file_image
 from lit_agentrl.envs.dermatology.selection import Selection
+from lit_agentrl.envs.dermatology.synthetic_lesions import SyntheticLesions
+from lit_agentrl.envs.dermatology.synthetic_questions import SyntheticQuestions
 
 __all__ = [
     "HAM10000",
@@ -29,5 +31,7 @@ __all__ = [
     "RecognitionSuite",
     "Sample",
     "Selection",
+    "SyntheticLesions",
+    "SyntheticQuestions",
     "file_image",
 ]
