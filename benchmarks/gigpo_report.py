@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_agentrl.callbacks.metrics import wilson_interval
+from lit_agentrl.intervals import wilson_interval
 
 COLOURS = {"grpo": "#777777", "gigpo": "#c0392b", "gigpo_text": "#2166ac"}
 TITLES = {"grpo": "GRPO", "gigpo": "GiGPO", "gigpo_text": "GiGPO, text anchors"}

@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
@@ -15,9 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_agentrl.callbacks.metrics import evaluation_metrics
+from lit_agentrl.callbacks.metrics import evaluation_metrics, joined
 from lit_agentrl.callbacks.records import group_records, write_records
-from lit_agentrl.callbacks.source import SpendingSource, rollout_source
+from lit_agentrl.callbacks.source import SpendingSource, SuiteSource, rollout_source
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import append_line
 from lit_agentrl.types import Ledger, SamplingParams, Split, TrajectoryGroup
@@ -59,7 +60,8 @@ class Evaluation(Callback):
     apart, `avg_at_k` and `pass_at_k` for groups, `reward/mean` and components, `valid_actions` (the share of actions
     that the environment could use), `environment/<name>` for an environment's own numbers, `length/steps`,
     `length/action_tokens`, `truncated`, `failed` (episodes that the environment broke, left out of all else),
-    `num_tasks`, `num_episodes`. Each evaluation appends a line to `<run>/evaluation.jsonl`, with what the run had cost
+    `num_tasks`, `num_episodes`; and what the suite makes of all episodes together (`EnvironmentSuite.summary`), under
+    the names it gives. Each evaluation appends a line to `<run>/evaluation.jsonl`, with what the run had cost
     by then, and writes its transcripts to `<run>/transcripts/<name>_<iterations finished>.jsonl`.
 
     Training is the same with and without it: random states are put back, and the start is not repeated on resume.
@@ -184,14 +186,15 @@ class Evaluation(Callback):
                 self.split, num_tasks=self.num_tasks, group_size=self.group_size, sampling=self.sampling
             )
         seconds = time.perf_counter() - started
-        metrics = evaluation_metrics(groups, self.group_size)
+        own = _suite_summary(trainer, groups)
+        metrics = joined(evaluation_metrics(groups, self.group_size), own)
         record = self._record(trainer, when, num_finished, metrics, seconds)
         self.results.append(record)
         self.seconds += seconds
         self._evaluated_step = trainer.global_step
         if trainer.is_global_zero:
             self._write(trainer, record, groups)
-            print(self.summary(record), *self.kinds(record), sep="\n  ", flush=True)
+            print(self.summary(record), *self.kinds(record), *self.estimates(record, own), sep="\n  ", flush=True)
         named = {f"{self.name}/{key}": value for key, value in metrics.items()}
         if trainer.state.fn == TrainerFn.FITTING:
             for logger in trainer.loggers:  # at the number of updates the policy has had: 0 is the untrained one
@@ -256,6 +259,14 @@ class Evaluation(Callback):
         ]
         return lines if len(lines) > 1 else []
 
+    @staticmethod
+    def estimates(record: EvaluationRecord, names: Iterable[str]) -> list[str]:
+        """A line for every one of the suite's numbers that has an interval."""
+        metrics = record["metrics"]
+        shown = [name for name in names if f"{name}_low" in metrics and f"{name}_high" in metrics]
+        values = ((name, *(_percent(metrics[f"{name}{end}"]) for end in ("", "_low", "_high"))) for name in shown)
+        return [f"{name}: {value} % [{low}, {high}]" for name, value, low, high in values]
+
 
 def read_evaluations(run: Path) -> list[EvaluationRecord]:
     """The evaluations of a run, oldest first; of those that a resumed run repeated, only the last.
@@ -282,6 +293,12 @@ def _budget(trainer: Trainer, is_untrained: bool) -> dict[str, float]:
         return {}
     spent, seconds = (Ledger(), 0.0) if is_untrained else (datamodule.totals, datamodule.total_seconds)
     return asdict(spent) | {"seconds": seconds}
+
+
+def _suite_summary(trainer: Trainer, groups: list[TrajectoryGroup]) -> dict[str, float]:
+    """What the suite says of all episodes together; every rank holds them all, so all say the same."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    return dict(datamodule.environment.summary(groups)) if isinstance(datamodule, SuiteSource) else {}
 
 
 def _percent(value: float | None) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
+from lit_agentrl.errors import UserError
+from lit_agentrl.intervals import bootstrap_interval, wilson_interval
 from lit_agentrl.types import TrajectoryGroup
-
-Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -23,33 +21,6 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
         raise ValueError(f"pass_at_k needs 1 <= k <= n and 0 <= c <= n, got n={num_samples}, c={num_correct}, k={k}.")
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-
-
-def wilson_interval(num_successes: float, num_trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927); it stays inside [0, 1] and has a width at 0 and 1 too."""
-    if num_trials == 0:
-        return math.nan, math.nan
-    share = num_successes / num_trials
-    squared = Z_95**2 / num_trials
-    center = (share + squared / 2) / (1 + squared)
-    half_width = Z_95 * math.sqrt(share * (1 - share) / num_trials + squared / (4 * num_trials)) / (1 + squared)
-    return max(0.0, center - half_width), min(1.0, center + half_width)
-
-
-def bootstrap_interval(values: Sequence[float], *, num_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of shares `values`, one per task, resampling tasks with a fixed seed.
-
-    Where all tasks agree a resample never differs and the width would be 0: Wilson's interval over tasks stands in.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        return math.nan, math.nan
-    if np.all(array == array[0]):
-        return wilson_interval(float(array.sum()), array.size)
-    generator = np.random.default_rng(seed)
-    means = [generator.choice(array, array.size).mean() for _ in range(num_resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def evaluation_metrics(groups: Sequence[TrajectoryGroup], group_size: int = 1) -> dict[str, float]:
@@ -85,6 +56,19 @@ def evaluation_metrics(groups: Sequence[TrajectoryGroup], group_size: int = 1) -
         "num_tasks": float(len(outcomes)),
         "num_episodes": float(len(finished)),
     }
+
+
+def joined(metrics: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of every evaluation, and those of the suite.
+
+    Raises:
+        UserError: The suite calls one of its numbers like one of the others.
+    """
+    if clash := sorted(set(own) & set(metrics)):
+        raise UserError(
+            f"The suite's summary gives {', '.join(clash)}, which every evaluation measures. Give it another name."
+        )
+    return {**metrics, **own}
 
 
 def _success_metrics(outcomes: Sequence[Sequence[bool]], group_size: int) -> dict[str, float]:

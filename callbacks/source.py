@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lit_agentrl.errors import UserError
-from lit_agentrl.types import Ledger, SamplingParams, Split, TrajectoryGroup
+from lit_agentrl.types import EnvironmentSuite, Ledger, SamplingParams, Split, TrajectoryGroup
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -45,6 +45,13 @@ class SpendingSource(Protocol):
     """Of all collections so far, all ranks; of evaluations nothing."""
     total_seconds: float
     """Wall clock of the iterations so far: collecting, preparing and, added by `UpdateClock`, updating."""
+
+
+@runtime_checkable
+class SuiteSource(Protocol):
+    """A datamodule whose tasks come from a suite, which may have numbers of its own to add to an evaluation."""
+
+    environment: EnvironmentSuite
 
 
 class LanguagePolicy(Protocol):

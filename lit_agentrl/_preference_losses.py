@@ -1,4 +1,4 @@
-"""Losses on pairs of answers. Public through `lit_agentrl.losses`."""
+"""Losses on pairs of answers, [N], from numbers of each. Public through `lit_agentrl.losses`."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def dpo_loss(
     - `dpop`: -log S(h - beta dpop_weight max(0, -w)) (arXiv 2402.13228): the chosen must not fall below the reference.
 
     Length-normalised DPO is `sigmoid` on log-ratios averaged over tokens, with a larger beta (5 or so). mDPO's image
-    term is `sigmoid` with the chosen answer under the corrupted image as the rejected one; its anchor has 0 there.
+    term is `sigmoid` with the chosen answer under the corrupted image as the rejected one; for its anchor see
+    `anchor_loss`.
 
     Raises:
         ValueError: If shapes differ, beta is not positive, the smoothing is not in [0, 0.5) or not used by the kind, or
             the kind is unknown.
     """
     check_same_shape(chosen_logratio=chosen_logratio, rejected_logratio=rejected_logratio)
-    if not beta > 0:
-        raise ValueError(f"beta={beta} must be positive.")
+    _check_positive("beta", beta)
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 0.5): at 0.5 a label says nothing.")
     if label_smoothing and kind not in ("sigmoid", "robust"):
@@ -68,3 +68,52 @@ def dpo_loss(
             return -logsigmoid(h - beta * dpop_weight * (-chosen_logratio).clamp(min=0))
         case _:
             raise ValueError(f"kind={kind!r} must be sigmoid, robust, hinge, ipo, bco_pair, apo_zero or dpop.")
+
+
+def anchor_loss(logratio: Tensor, *, beta: float = 0.1, delta: float = 0.0) -> Tensor:
+    """The anchor of mDPO, [N]: -log S(beta logratio - delta), a chosen answer's reward above delta (arXiv 2406.11839).
+
+    Raises:
+        ValueError: If beta is not positive.
+    """
+    _check_positive("beta", beta)
+    return -logsigmoid(beta * logratio - delta)
+
+
+def simpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, *, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
+    """SimPO, [N]: -log S(beta (c - r) - gamma) from log-probabilities averaged over tokens (arXiv 2405.14734, Eq. 6).
+
+    It needs no reference. Its authors take beta from 2 to 10, and gamma about half of it.
+
+    Raises:
+        ValueError: If shapes differ, beta is not positive or gamma is negative.
+    """
+    check_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
+    _check_positive("beta", beta)
+    if gamma < 0:
+        raise ValueError(f"gamma={gamma} must not be negative: it is the margin that a pair should reach.")
+    return -logsigmoid(beta * (chosen_logp - rejected_logp) - gamma)
+
+
+def odds_ratio_loss(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
+    """ORPO's term, [N]: -log S(log odds(c) - log odds(r)), odds(x) = e^x / (1 - e^x) (arXiv 2403.07691, Eq. 6).
+
+    From log-probabilities averaged over tokens, without a reference. ORPO itself adds it, at a weight of 0.1 or so, to
+    the negative log-likelihood of the chosen answer.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    check_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
+    return -logsigmoid(_log_odds(chosen_logp) - _log_odds(rejected_logp))
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """Of a probability e^logp. At 1 the odds are infinite: 1 - 1e-6 is as certain as they get."""
+    logp = logp.clamp(max=-1e-6)
+    return logp - (-logp.expm1()).log()
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}={value} must be positive.")

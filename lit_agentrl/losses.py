@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lit_agentrl._checks import check_same_shape
-from lit_agentrl._preference_losses import DPOLoss, dpo_loss
+from lit_agentrl._preference_losses import DPOLoss, anchor_loss, dpo_loss, odds_ratio_loss, simpo_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,13 @@ __all__ = [
     "KLEstimate",
     "PolicyLoss",
     "aggregate",
+    "anchor_loss",
     "clipped_surrogate",
     "dpo_loss",
     "kl_estimate",
+    "odds_ratio_loss",
     "policy_loss",
+    "simpo_loss",
     "surrogate_metrics",
     "truncated_importance",
 ]

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.images import Image, ImageReader, same_images
 from lit_agentrl.models.prefix_tree import PackedTree, plan_packs
 from lit_agentrl.models.scoring import MIN_REUSE
-from lit_agentrl.types import Advantages, Credit, TrainBatch, Trajectory, TrajectoryGroup
+from lit_agentrl.types import Advantages, Credit, Step, TrainBatch, Trajectory, TrajectoryGroup
 
 Reduce = Callable[[list[int], str], list[int]]
 """Reduces integers over ranks; the second argument is "sum" or "max"."""
@@ -33,6 +35,8 @@ class Row:
     advantages: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     """What each token counts, 0 on context; empty where sampled tokens all count 1."""
+    images: tuple[Image, ...] = ()
+    """What `token_ids` has placeholders for."""
 
     @property
     def num_action_tokens(self) -> int:
@@ -96,12 +100,19 @@ def trajectory_rows(
         if not step.action_ids:
             continue
         seen = len(rows[-1].token_ids) if rows else 0
-        if not rows or step.context_ids[:seen] != rows[-1].token_ids:
+        if not rows or not _extends(step, rows[-1]):
             rows.append(Row())
             seen = 0
+        rows[-1].images = step.images
         rows[-1].extend(step.context_ids[seen:], weight=None if weights is None else 0.0)
         rows[-1].extend(step.action_ids, step.logprobs, advantage, None if weights is None else weights[k])
     return rows
+
+
+def _extends(step: Step, row: Row) -> bool:
+    """Whether everything of the row, its images too, is where the step's context begins."""
+    seen = step.context_ids[: len(row.token_ids)]
+    return seen == row.token_ids and same_images(step.images[: len(row.images)], row.images)
 
 
 def split_updates(rows_by_group: Sequence[list[Row]], num_updates: int) -> list[list[Row]]:
@@ -109,13 +120,16 @@ def split_updates(rows_by_group: Sequence[list[Row]], num_updates: int) -> list[
     return [[row for rows in rows_by_group[start::num_updates] for row in rows] for start in range(num_updates)]
 
 
-def plan_micro_batches(rows: Sequence[Row], max_tokens: int, *, shared: bool) -> list[list[int]]:
+def plan_micro_batches(
+    rows: Sequence[Row], max_tokens: int, *, shared: bool, reader: ImageReader | None = None
+) -> list[list[int]]:
     """Row indices of each micro-batch under a token budget.
 
     Args:
         rows: The rows of one optimiser step on this rank.
         max_tokens: Unique tokens a micro-batch may hold when prefixes are shared, padded tokens otherwise.
         shared: Whether the forward encodes shared prefixes once.
+        reader: Of the rows' images: what is equal text need not be an equal prefix.
 
     Raises:
         UserError: A single row is longer than the budget.
@@ -129,9 +143,10 @@ def plan_micro_batches(rows: Sequence[Row], max_tokens: int, *, shared: bool) ->
     if not rows:
         return []
     if shared:
-        batch = collate(rows, 0, 0)
-        packs = plan_packs(batch.token_ids, batch.lengths, max_tokens)
-        return [part for pack in packs for part in _within_budget(rows, pack, max_tokens, batch)]
+        batch = collate(rows, 0, 0, reader=reader)
+        keys = None if batch.vision is None else batch.vision.keys(batch.token_ids, batch.lengths)
+        packs = plan_packs(batch.token_ids, batch.lengths, max_tokens, keys)
+        return [part for pack in packs for part in _within_budget(rows, pack, max_tokens, batch, keys)]
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))  # like lengths together: least padding
     plan: list[list[int]] = [[]]
     for i in order:
@@ -141,11 +156,16 @@ def plan_micro_batches(rows: Sequence[Row], max_tokens: int, *, shared: bool) ->
     return plan
 
 
-def _within_budget(rows: Sequence[Row], pack: list[int], max_tokens: int, batch: TrainBatch) -> list[list[int]]:
+def _within_budget(
+    rows: Sequence[Row], pack: list[int], max_tokens: int, batch: TrainBatch, keys: Tensor | None
+) -> list[list[int]]:
     """The pack itself, or, where its rows share too little to be shared and would be padded, smaller parts of it."""
     lengths = batch.lengths[pack]
     fits_padded = int(lengths.max()) * len(pack) <= max_tokens
-    if fits_padded or PackedTree.build(batch.token_ids[pack], lengths).reuse >= MIN_REUSE:
+    if fits_padded:
+        return [pack]
+    tree = PackedTree.build(batch.token_ids[pack], lengths, None if keys is None else keys[pack])
+    if tree.reuse >= MIN_REUSE:
         return [pack]
     parts = plan_micro_batches([rows[i] for i in pack], max_tokens, shared=False)
     return [[pack[i] for i in part] for part in parts]
@@ -159,6 +179,7 @@ def assemble(
     shared: bool,
     temperature: float = 1.0,
     sum_weights: Sum | None = None,
+    reader: ImageReader | None = None,
 ) -> tuple[list[TrainBatch], int]:
     """The micro-batches of all optimiser steps, in order, and how many make one step.
 
@@ -167,7 +188,7 @@ def assemble(
     global: `num_action_tokens` and `num_rows` count the whole optimiser step on all ranks. Where rows carry weights,
     `sum_weights` adds theirs up; it is given on every rank or on none.
     """
-    plans = [plan_micro_batches(rows, max_tokens, shared=shared) for rows in updates]
+    plans = [plan_micro_batches(rows, max_tokens, shared=shared, reader=reader) for rows in updates]
     per_step = max(1, *reduce([len(plan) for plan in plans], "max"))
     totals = reduce([n for rows in updates for n in (sum(r.num_action_tokens for r in rows), len(rows))], "sum")
     weights = None
@@ -178,7 +199,7 @@ def assemble(
         num_action_tokens, num_rows = totals[2 * number], totals[2 * number + 1]
         for micro in range(per_step):
             chosen = [rows[i] for i in plan[micro]] if micro < len(plan) else [_EMPTY]
-            batch = collate(chosen, num_action_tokens, num_rows, temperature)
+            batch = collate(chosen, num_action_tokens, num_rows, temperature, reader)
             batch.num_updates = len(updates)
             if weights is not None:
                 batch.total_weight, batch.total_row_weight = weights[2 * number], weights[2 * number + 1]
@@ -191,8 +212,14 @@ def _total_weights(rows: Sequence[Row]) -> tuple[float, float]:
     return sum(row.weight for row in rows), sum(row.weight / row.num_action_tokens for row in rows)
 
 
-def collate(rows: Sequence[Row], num_action_tokens: int, num_rows: int, temperature: float = 1.0) -> TrainBatch:
-    """Right-padded tensors [B, L] of some rows."""
+def collate(
+    rows: Sequence[Row],
+    num_action_tokens: int,
+    num_rows: int,
+    temperature: float = 1.0,
+    reader: ImageReader | None = None,
+) -> TrainBatch:
+    """Right-padded tensors [B, L] of some rows, with their images where a `reader` makes them the model's inputs."""
     lengths = [len(row.token_ids) for row in rows]
     shape = (len(rows), max(lengths))
     token_ids = torch.zeros(shape, dtype=torch.int64)
@@ -207,9 +234,10 @@ def collate(rows: Sequence[Row], num_action_tokens: int, num_rows: int, temperat
         advantages[b, :n] = torch.tensor(row.advantages)
         if weights is not None:
             weights[b, :n] = torch.tensor(row.weights or row.action_mask)
+    row_lengths = torch.tensor(lengths)
     return TrainBatch(
         token_ids=token_ids,
-        lengths=torch.tensor(lengths),
+        lengths=row_lengths,
         action_mask=action_mask,
         old_logprobs=old_logprobs,
         advantages=advantages,
@@ -217,6 +245,7 @@ def collate(rows: Sequence[Row], num_action_tokens: int, num_rows: int, temperat
         num_rows=num_rows,
         temperature=temperature,
         weights=weights,
+        vision=None if reader is None else reader.inputs([row.images for row in rows], token_ids, row_lengths),
     )
 
 

@@ -79,6 +79,10 @@ class Step:
     """Whether history was left out of the prompt to fit the context."""
     images: tuple[Image, ...] = ()
     """The images that `context_ids` has placeholders for, in order."""
+    system: str = ""
+    """The system prompt that holds at the step."""
+    prompt: str = ""
+    """The user turn that the action answers: the observation's text, or what a memory made of it."""
 
 
 @dataclass(slots=True)
@@ -199,6 +203,22 @@ class TrainBatch:
     def row_denominator(self) -> float:
         """What the rows of the whole optimiser step count together."""
         return self.num_rows if self.total_row_weight is None else self.total_row_weight
+
+
+@dataclass
+class PreferenceBatch(TrainBatch):
+    """A micro-batch of whole pairs, whose rows follow one another: chosen, rejected, and, where asked for, a third.
+
+    The third is the chosen answer under a corrupted image (mDPO); a pair without images has an empty row there. An
+    empty row has no action token.
+    """
+
+    rows_per_pair: int = 2
+    num_pairs: int = 1
+    """Pairs of the whole optimiser step: all micro-batches, all ranks."""
+    reference_sums: list[float] | None = None
+    """[B], each row's log-probability under the reference policy, where it was computed before training. No tensor:
+    half precision would round it."""
 
 
 @dataclass(slots=True)

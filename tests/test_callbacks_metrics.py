@@ -4,7 +4,8 @@ import math
 import pytest
 
 from callback_parts import group, step, trajectory
-from lit_agentrl.callbacks.metrics import bootstrap_interval, evaluation_metrics, pass_at_k, wilson_interval
+from lit_agentrl.callbacks.metrics import evaluation_metrics, pass_at_k
+from lit_agentrl.intervals import bootstrap_interval, wilson_interval
 from lit_agentrl.types import StopReason, TrajectoryGroup
 
 

@@ -9,10 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"__init__", "errors", "types", "images", "cache", "distributed", "files"},
-    {"advantages", "losses", "rewards", "_checks", "_segments", "_step_advantages", "_preference_losses"},
+    {"advantages", "losses", "rewards", "intervals", "_checks", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
     {"methods", "datamodules", "callbacks"},
-    {"report", "doctor"},
+    {"report", "doctor", "vlm", "preferences"},
     {"lightning_cli", "pipeline", "compare"},
     {"cli"},
     {"__main__"},

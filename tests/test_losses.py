@@ -12,10 +12,13 @@ from torch.testing import assert_close
 
 from lit_agentrl.losses import (
     aggregate,
+    anchor_loss,
     clipped_surrogate,
     dpo_loss,
     kl_estimate,
+    odds_ratio_loss,
     policy_loss,
+    simpo_loss,
     surrogate_metrics,
     truncated_importance,
 )
@@ -354,8 +357,32 @@ def test_dpo_at_the_reference_is_log_two() -> None:
     """pi == ref: every pair costs log 2, and mDPO's three terms (text, image, anchor) cost 3 log 2."""
     zero = torch.zeros(3).double()
     assert_close(dpo_loss(zero, zero), zero + math.log(2))
-    text, image, anchor = (dpo_loss(zero, zero, beta=0.3) for _ in range(3))
-    assert_close(text + image + anchor, zero + 3 * math.log(2))
+    text, image = (dpo_loss(zero, zero, beta=0.3) for _ in range(2))
+    assert_close(text + image + anchor_loss(zero, beta=0.3), zero + 3 * math.log(2))
+
+
+def test_the_anchor_pays_below_its_delta() -> None:
+    """Log-ratio 4 at beta 0.5 is a reward of 2: at delta 2 log 2, at delta 0 log(1 + e^-2)."""
+    assert_close(anchor_loss(f64(4), beta=0.5, delta=2.0), f64(math.log(2)))
+    assert_close(anchor_loss(f64(4), beta=0.5), f64(math.log1p(math.exp(-2))))
+
+
+def test_simpo_by_hand() -> None:
+    """Means -1 and -2, beta 2: a margin of 2 less gamma; at gamma 2 the pair costs log 2."""
+    assert_close(simpo_loss(f64(-1), f64(-2), beta=2.0, gamma=2.0), f64(math.log(2)))
+    assert_close(simpo_loss(f64(-1), f64(-2), beta=2.0, gamma=0.5), f64(math.log1p(math.exp(-1.5))))
+
+
+def test_odds_ratio_by_hand() -> None:
+    """p = 3/4 has odds 3, p = 1/4 odds 1/3: a ratio of 9, and S(log 9) = 9/10."""
+    assert_close(odds_ratio_loss(f64(0.75).log(), f64(0.25).log()), f64(-math.log(0.9)))
+
+
+def test_certain_answers_have_finite_odds() -> None:
+    """A log-probability of 0 has infinite odds; neither the loss nor its gradient may be NaN."""
+    chosen, rejected = torch.tensor([0.0, -1e-9, -50.0]), torch.tensor([-50.0, 0.0, 0.0])
+    assert odds_ratio_loss(chosen, rejected).isfinite().all()
+    assert gradient(lambda x: odds_ratio_loss(x, rejected), chosen).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -428,6 +455,7 @@ def test_float64_stays_float64() -> None:
         losses += [kl_estimate(logp, old_logp, kind) for kind in ("k1", "k2", "k3", "k3+")]
         losses += [aggregate(logp, mask, kind, max_length=4) for kind in AGGREGATIONS]
         losses += [dpo_loss(logp, old_logp), truncated_importance(logp, old_logp, 2.0)]
+        losses += [simpo_loss(logp, old_logp), odds_ratio_loss(logp, old_logp), anchor_loss(logp)]
         assert {loss.dtype for loss in losses} == {dtype}
 
 
@@ -455,6 +483,10 @@ def test_bad_input_is_refused_by_name() -> None:
         (lambda: dpo_loss(row, row, label_smoothing=0.5), "label_smoothing=0.5"),
         (lambda: dpo_loss(row, row, kind="ipo", label_smoothing=0.1), "does not use label_smoothing"),
         (lambda: dpo_loss(row, row, kind="orpo"), "kind='orpo'"),
+        (lambda: simpo_loss(row, wide), r"rejected_logp \[1, 3\]"),
+        (lambda: simpo_loss(row, row, gamma=-1.0), "gamma=-1"),
+        (lambda: odds_ratio_loss(row, wide), r"rejected_logp \[1, 3\]"),
+        (lambda: anchor_loss(row, beta=0.0), "beta=0"),
     ):
         with pytest.raises(ValueError, match=message):
             bad()

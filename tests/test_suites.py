@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from derm_parts import Pixels
 from lit_agentrl.envs import (
     BlackjackSuite,
     EchoSuite,
     EZPointsSuite,
     NumberLineSuite,
     Points24Suite,
+    RecognitionSuite,
     SearchSuite,
     SokobanSuite,
     TextWorldSuite,
@@ -40,6 +42,7 @@ SUITES = {
     "points24": Points24Suite,
     "blackjack": BlackjackSuite,
     "search": lambda: SearchSuite(questions(), Library()),
+    "dermatology": lambda: RecognitionSuite(Pixels()),
     "web": lambda: WebSuite(questions(), Library()),
 }
 

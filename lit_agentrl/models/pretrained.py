@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from lit_agentrl.cache import cache_dir, one_process
 from lit_agentrl.errors import UserError, missing_extra
+from lit_agentrl.models.made import MADE, made_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -39,6 +40,10 @@ PACKAGED = {
 }
 
 
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers looks for the settings of an image processor."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where transformers and peft find the parts of a model."""
@@ -50,22 +55,31 @@ class Source:
     adapter: Path | None = None
     """A folder with a LoRA adapter on top of `weights`."""
 
+    @property
+    def processor(self) -> str:
+        """A folder or a hub id: where the files of the image processor are."""
+        has_own = self.adapter is not None and any((self.adapter / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+        return str(self.adapter) if has_own else self.weights
+
 
 def resolve(pretrained: str) -> Source:
     """The parts that `pretrained` names; a GGUF file is dequantised into the cache on the way.
 
     Args:
-        pretrained: A local Hugging Face folder (a model's or a LoRA adapter's), a name in `PACKAGED`, a `.gguf` file,
-            or a hub id. They are tried in this order.
+        pretrained: A local Hugging Face folder (a model's or a LoRA adapter's), a name in `PACKAGED` or in `MADE`, a
+            `.gguf` file, or a hub id. They are tried in this order.
 
     Raises:
-        UserError: A folder without a model, a missing or damaged file, or a package that is not installed.
+        UserError: A folder without a model, a missing or damaged file, a package that is not installed, or a model
+            that was not made yet.
     """
     path = Path(pretrained).expanduser()
     if path.is_dir():
         return _folder(path)
     if pretrained.lower() in PACKAGED:
         return _plain(dequantized(_packaged_file(pretrained.lower())))
+    if pretrained.lower() in MADE:
+        return _plain(str(made_folder(pretrained.lower())))
     if path.suffix.lower() == ".gguf":
         return _plain(dequantized(path))
     if path.is_absolute() or pretrained.startswith((".", "~")) or (path.parent != Path(".") and path.parent.is_dir()):
@@ -88,9 +102,9 @@ def read_config(pretrained: str, source: Source) -> PreTrainedConfig:
     except OSError as error:
         raise UserError(
             f"pretrained={pretrained!r} is no model that can be loaded. Tried: a local folder (there is none at "
-            f"{Path(pretrained).expanduser().absolute()}), a packaged name ({', '.join(PACKAGED)}), a .gguf file, and "
-            f"the Hugging Face hub, which said: {_first_line(error)} Correct the path or the id; for a hub id, check "
-            "the network (or HF_HUB_OFFLINE) and, for a gated model, HF_TOKEN."
+            f"{Path(pretrained).expanduser().absolute()}), a packaged name ({', '.join((*PACKAGED, *MADE))}), a "
+            f".gguf file, and the Hugging Face hub, which said: {_first_line(error)} Correct the path or the id; for a "
+            "hub id, check the network (or HF_HUB_OFFLINE) and, for a gated model, HF_TOKEN."
         ) from error
     except ValueError as error:  # an unknown architecture, a broken config.json, or code that only the repository has
         raise UserError(f"pretrained={pretrained!r}: its config.json cannot be used. {_first_line(error)}") from error

@@ -11,15 +11,14 @@ Legend: B rows, L row length, T packed tokens, F features (the placeholders of a
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.image_features import encode_images, encoder_output, image_model
 from lit_agentrl.models.lm_parts import base_lm
 from lit_agentrl.models.prefix_tree import PackedTree
 from lit_agentrl.models.vision import VisionInputs
@@ -42,13 +41,8 @@ class VisionForward:
     def __init__(self, lm: nn.Module, vision: VisionInputs, token_ids: Tensor, lengths: Tensor) -> None:
         base = base_lm(lm)
         self.family = family_of(base.config)
-        self.model = cast(PreTrainedModel, base.base_model)
+        self.model = image_model(lm)
         """The model without its head: token ids and encoded images to final hidden states."""
-        if "mm_encoder_outputs" not in inspect.signature(type(self.model).forward).parameters:
-            raise UserError(
-                f"transformers {transformers.__version__}: its {type(self.model).__name__} does not take encoded "
-                "images (`mm_encoder_outputs`); 5.23 does. Upgrade transformers, or use text-only rows."
-            )
         self.vision = vision
         self.token_ids = token_ids
         host_index = vision.feature_index(token_ids, lengths)
@@ -66,7 +60,7 @@ class VisionForward:
         not_an_image = int(self.vision.image_token_id == 0)  # padding may be made of any token, placeholders too
         inputs: dict[str, Any] = {
             "input_ids": self.token_ids[:, :longest].masked_fill(~self.real[:, :longest], not_an_image),
-            "mm_encoder_outputs": {"image": self._encoded(index)},
+            "mm_encoder_outputs": self._encoded(index),
         }
         if self.positions is not None:
             inputs["position_ids"] = self.positions[:, :, :longest]
@@ -86,28 +80,14 @@ class VisionForward:
         return self.model, {
             "input_ids": tree.tokens[None],
             "position_ids": positions,
-            "mm_encoder_outputs": {"image": self._encoded(index[None])},
+            "mm_encoder_outputs": self._encoded(index[None]),
         }
 
     def _encoded(self, index: Tensor) -> Any:
-        """The encoder's output with features [F, D] gathered to placeholders, in the order the model meets them."""
-        output = self.model.get_image_features(**self.family.joined(self.vision.pixels), return_dict=True)  # type: ignore[operator]
+        """The encoded images with features [F, D] gathered to placeholders, in the order the model meets them."""
+        features = encode_images(self.model, self.family, self.vision.pixels, self.vision.num_tokens)
         chosen = index[index >= 0]
-        features = self._gathered(output.pooler_output, chosen)
-        output.pooler_output = (features,) if self.family.is_causal else features
-        if (layers := output.get("deepstack_features")) is not None:
-            output.deepstack_features = [(self._gathered(layer, chosen),) for layer in layers]
-        return output
-
-    def _gathered(self, images: Any, chosen: Tensor) -> Tensor:
-        """Features [F, D] of all images, then those that `chosen` names."""
-        features = torch.cat([image.flatten(0, -2) for image in images])
-        if len(features) != sum(self.vision.num_tokens):
-            raise UserError(
-                f"{type(self.model).__name__} made {len(features)} features of images that fill "
-                f"{sum(self.vision.num_tokens)} placeholders: its way to select features is not supported."
-            )
-        return features[chosen]
+        return encoder_output([layer[chosen] for layer in features], self.family)
 
     def _grid_positions(self, host_index: Tensor) -> Tensor:
         """[3, B, L]: positions in time, height and width by the model's own rule, row by row, on the host."""

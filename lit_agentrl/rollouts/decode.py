@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from lit_agentrl.rollouts.image_columns import ImageColumns
 from lit_agentrl.rollouts.kv_cache import KVRows, RowsView
 from lit_agentrl.rollouts.prefill import plan_prefill, shared_prefixes
-from lit_agentrl.rollouts.prefix_store import RetainedRow, num_packed, pack
+from lit_agentrl.rollouts.prefix_store import RetainedRow, num_packed, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lit_agentrl.rollouts.driver import CausalDriver
+    from lit_agentrl.rollouts.image_tokens import ImageTokens
     from lit_agentrl.rollouts.prefill import PrefillPlan
     from lit_agentrl.rollouts.prefix_store import PrefixStore
     from lit_agentrl.rollouts.sampling import Actions
@@ -26,18 +28,23 @@ if TYPE_CHECKING:
 class FilledRows:
     """Rows of keys and values with the position of every column, [R, C], -1 where a column holds no token."""
 
-    def __init__(self, driver: CausalDriver, plan: PrefillPlan, num_rows: int, num_extra: int) -> None:
+    def __init__(
+        self, driver: CausalDriver, plan: PrefillPlan, num_rows: int, num_extra: int, images: ImageTokens | None
+    ) -> None:
         """Allocate `num_rows` for a plan (at least its own rows), with `num_extra` columns to decode into."""
         self.driver = driver
         self.plan = plan
         self.token_ids = np.zeros((num_rows, plan.end), dtype=np.int64)
         self.positions = np.full((num_rows, plan.end), -1, dtype=np.int64)
+        self.images = None if images is None else ImageColumns(images, len(plan.rows), plan.end)
         for chunk in plan.chunks:
             for i in range(chunk.start, chunk.stop):
                 row = plan.rows[i]
                 columns = row.columns(plan.end, plan.width(chunk))
                 self.positions[i, columns] = np.arange(len(columns))
-                self.token_ids[i, columns] = np.frombuffer(row.key, ">u4")
+                self.token_ids[i, columns] = unpack(row.key)
+                if self.images is not None:
+                    self.images.place(i, columns, unpack(row.key))
         gaps = np.flatnonzero((self.positions[: len(plan.rows)] < 0).any(0))
         self.kv = KVRows(num_rows, plan.end + num_extra, gaps)
 
@@ -75,15 +82,16 @@ class FilledRows:
         logits = None
         for start in range(first, end, piece):
             stop = min(start + piece, end)
+            images = None if self.images is None else self.images.inputs(chunk, slice(start, stop))
             logits = self.driver.forward(
-                token_ids[:, start:stop], positions[:, start:stop], positions[:, view.start : stop], view
+                token_ids[:, start:stop], positions[:, start:stop], positions[:, view.start : stop], view, images
             )
         assert logits is not None  # a row has at least one new token
         return logits
 
 
 def prefill_shared(
-    driver: CausalDriver, keys: Sequence[bytes], store: PrefixStore, max_tokens: int
+    driver: CausalDriver, keys: Sequence[bytes], store: PrefixStore, max_tokens: int, images: ImageTokens | None = None
 ) -> dict[bytes, int]:
     """Compute the prefixes that several contexts share, into the store; the tokens spent, by the first context's key.
 
@@ -92,6 +100,7 @@ def prefill_shared(
         keys: Different contexts, in the order of the call.
         store: Where prefixes are looked up and kept.
         max_tokens: Most tokens of one forward.
+        images: Pictures that the contexts show; None where they are text.
     """
     order = {key: index for index, key in enumerate(keys)}
     ordered = sorted(keys)
@@ -99,7 +108,7 @@ def prefill_shared(
     spent: dict[bytes, int] = {}
     for wave in shared_prefixes(ordered, cached):
         plan = plan_prefill([prefix for prefix, _ in wave], store, max_tokens)
-        filled = FilledRows(driver, plan, len(plan.rows), 0)
+        filled = FilledRows(driver, plan, len(plan.rows), 0, images)
         filled.prefill(max_tokens)
         store.add(RetainedRow(row.key, filled.kv, i, filled.columns(i)) for i, row in enumerate(plan.rows))
         for row in plan.rows:
@@ -118,6 +127,7 @@ class DecodeBatch:
         contexts: Sequence[Sequence[int]],
         max_new_tokens: int,
         max_prefill_tokens: int,
+        images: ImageTokens | None = None,
     ) -> None:
         """Prefill `contexts`, each different one once.
 
@@ -127,23 +137,26 @@ class DecodeBatch:
             contexts: B token sequences.
             max_new_tokens: Room to decode into.
             max_prefill_tokens: Most tokens of one forward.
+            images: Pictures that the contexts show; None where they are text.
         """
         self.keys = [pack(context) for context in contexts]
         self.num_prefilled = [0] * len(contexts)
         members: dict[bytes, list[int]] = {}
         for sequence, key in enumerate(self.keys):
             members.setdefault(key, []).append(sequence)
-        for key, count in prefill_shared(driver, list(members), store, max_prefill_tokens).items():
+        for key, count in prefill_shared(driver, list(members), store, max_prefill_tokens, images).items():
             self.num_prefilled[members[key][0]] += count
 
         plan = plan_prefill(list(members), store, max_prefill_tokens)
         # the last sampled token is never fed, so it needs no column
-        self._filled = FilledRows(driver, plan, len(contexts), max_new_tokens - 1)
+        self._filled = FilledRows(driver, plan, len(contexts), max_new_tokens - 1, images)
         self._driver, self._store = driver, store
         logits = self._filled.prefill(max_prefill_tokens)
         for row in plan.rows:
             self.num_prefilled[members[row.key][0]] += row.num_new
-        self.logits = logits[self._fan_out(members)]
+        origins = self._fan_out(members)
+        self.logits = logits[origins]
+        self._shifts = self._rotary_shifts(origins)
 
     def _fan_out(self, members: dict[bytes, list[int]]) -> list[int]:
         """Copy every prefilled row to the other members of its group: the prefilled row of each row, [B]."""
@@ -174,7 +187,7 @@ class DecodeBatch:
         )
         running = list(range(len(sequences)))
         tokens = torch.zeros(len(sequences), dtype=torch.int64, device=positions.device)
-        logits = self.logits
+        logits, shifts = self.logits, self._shifts
         while True:
             rows = slice(None) if len(running) == len(logits) else running
             tokens[rows], is_complete = actions.extend(
@@ -188,10 +201,11 @@ class DecodeBatch:
             ):  # a swap costs about as much as two steps of a row
                 order = self._compact(running, len(tokens), view)
                 tokens, positions, running = tokens[order], positions[order], list(range(len(order)))
+                shifts = None if shifts is None else shifts[order]
             newest = view.length
-            logits = self._driver.forward(
-                tokens[:, None], positions[:, newest : newest + 1], positions[:, view.start : newest + 1], view
-            )
+            places = positions[:, newest : newest + 1]
+            images = None if shifts is None else {"position_ids": places + shifts}
+            logits = self._driver.forward(tokens[:, None], places, positions[:, view.start : newest + 1], view, images)
         self._retain([actions.token_ids[sequence] for sequence in sequences])
 
     def _all_positions(self) -> Tensor:
@@ -200,6 +214,13 @@ class DecodeBatch:
         lengths = np.array([num_packed(self.keys[sequence]) for sequence in self.sequences])
         decoded = lengths[:, None] + np.arange(total - end)
         return torch.from_numpy(np.concatenate([self._filled.positions, decoded], axis=1)).to(self.logits.device)
+
+    def _rotary_shifts(self, origins: list[int]) -> Tensor | None:
+        """By how much the rotary positions of decoded tokens differ from their places, [B, 1]; None: by nothing."""
+        images = self._filled.images
+        if images is None or not images.shifts.any():
+            return None
+        return torch.from_numpy(images.shifts[origins, None]).to(self.logits.device)
 
     def _first_column(self, num_rows: int | None = None) -> int:
         """The first column that any of the first rows uses."""

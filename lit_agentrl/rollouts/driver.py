@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from lit_agentrl.rollouts.grouped_attention import text_config
 from lit_agentrl.rollouts.kv_cache import KVRows, RowsView
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -46,7 +48,14 @@ class CausalDriver:
         self._only_last_logits = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._cache = "cache" if "cache" in parameters else "past_key_values"  # its name before transformers 5.24
 
-    def forward(self, token_ids: Tensor, positions: Tensor, key_positions: Tensor, view: RowsView) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        key_positions: Tensor,
+        view: RowsView,
+        images: Mapping[str, Any] | None = None,
+    ) -> Tensor:
         """Write the keys and values of new tokens into `view`; the logits [r, V] after each row's last one.
 
         Args:
@@ -54,11 +63,12 @@ class CausalDriver:
             positions: [r, q], -1 where a column holds no token.
             key_positions: [r, K], position of every visible column, the new ones included; -1 where it holds no token.
             view: Rows and columns to read and write.
+            images: Arguments of the model's forward that pictures add or put in place of those of text.
         """
+        inputs: dict[str, Any] = {"input_ids": token_ids, "position_ids": positions.clamp(min=0), **(images or {})}
         output = self.lm(
-            input_ids=token_ids,
+            **inputs,
             attention_mask=self._masks(positions, key_positions),
-            position_ids=positions.clamp(min=0),
             use_cache=True,
             **{self._cache: view},
             **self._only_last_logits,

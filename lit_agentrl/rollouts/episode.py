@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_agentrl.envs.pool import EnvironmentFailure
-from lit_agentrl.errors import UserError
+from lit_agentrl.images import Image
 from lit_agentrl.rollouts.base import Prompt, RolloutContext
 from lit_agentrl.rollouts.budget import Accounts
 from lit_agentrl.rollouts.engine import rollout_seed
-from lit_agentrl.rollouts.memory import next_prompt
+from lit_agentrl.rollouts.memory import next_prompt, shown_images
 from lit_agentrl.rollouts.tokens import TokenView
 from lit_agentrl.types import (
     Completion,
@@ -75,6 +75,10 @@ class Episode:
     context_ids: list[int] = field(default_factory=list)
     is_shortened: bool = False
     """Whether history was left out of `context_ids`."""
+    turn: str = ""
+    """The last user turn of `context_ids`."""
+    images: tuple[Image, ...] = ()
+    """What `context_ids` has placeholders for."""
     tokens: list[int] = field(default_factory=list)
     """What the contexts of the episode's own steps are views of."""
 
@@ -207,8 +211,10 @@ class Player:
             rollout_seed(context.seed, context.iteration, e.prompt.number, e.member, len(e.trajectory.steps))
             for e in episodes
         ]
+        images = [episode.images for episode in episodes]
+        shown = {"images": images} if any(images) else {}  # engines of text need not know of images
         began = time.perf_counter()
-        completions = context.engine.generate([e.context_ids for e in episodes], context.sampling, seeds)
+        completions = context.engine.generate([e.context_ids for e in episodes], context.sampling, seeds, **shown)
         seconds = time.perf_counter() - began
         num_generated = sum(len(completion.token_ids) for completion in completions)
         for episode, completion in zip(episodes, completions, strict=True):
@@ -233,6 +239,9 @@ class Player:
             action=self.context.chat.decode(completion.token_ids),
             finish=completion.finish,
             is_shortened=episode.is_shortened,
+            images=episode.images,
+            system=episode.system,
+            prompt=episode.turn,
         )
 
     def _act(self, actions: list[tuple[Episode, str]]) -> None:
@@ -266,9 +275,10 @@ class Player:
         assert state is not None
         if self.branching:
             episode.states.append(state)
-        episode.context_ids, episode.is_shortened = next_prompt(
-            context.chat, context.memory, episode.trajectory.steps, state.observation, context.room
-        )
+        steps = episode.trajectory.steps
+        prompt = next_prompt(context.chat, context.memory, steps, state.observation, context.room)
+        episode.context_ids, episode.is_shortened, episode.turn = prompt.token_ids, prompt.is_shortened, prompt.text
+        episode.images = shown_images(context.chat, steps, state.observation)
         seen = len(episode.tokens)
         if seen and episode.context_ids[:seen] == episode.tokens:
             episode.tokens += episode.context_ids[seen:]
@@ -309,11 +319,6 @@ def _accept(episode: Episode, result: EnvironmentState | EnvironmentFailure) -> 
         episode.end(result.reason, result.message)
         return False
     episode.system = result.observation.system or episode.system
-    if result.observation.images:
-        raise UserError(
-            "The environment shows images, which this rollout cannot give to the policy. Set the environment's "
-            "observation to text."
-        )
     result.observation.system = episode.system  # stated once, it holds for the episode: a rebuilt prompt repeats it
     cost.tool_calls += result.tool_calls - episode.tool_calls
     episode.state = result

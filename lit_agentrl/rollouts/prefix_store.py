@@ -23,6 +23,11 @@ def pack(token_ids: Sequence[int]) -> bytes:
     return np.asarray(token_ids, dtype=">u4").tobytes()
 
 
+def unpack(key: bytes) -> NDArray[np.int64]:
+    """The tokens of `key`."""
+    return np.frombuffer(key, ">u4").astype(np.int64)
+
+
 def num_packed(key: bytes) -> int:
     """How many tokens `key` holds."""
     return len(key) // _WIDTH

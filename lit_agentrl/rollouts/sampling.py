@@ -56,25 +56,32 @@ def restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def sample_tokens(logits: Tensor, params: SamplingParams, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, params: SamplingParams, uniforms: Tensor, excluded: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
     """Sampled tokens [B] int64 and their log-probabilities [B] float32, NaN where the logits are not finite.
 
     The log-probability is log_softmax(logits / temperature) over the whole vocabulary (at temperature 1 for greedy):
-    what a trainer computes. `top_k` and `top_p` only restrict what is drawn, they do not renormalise it.
+    what a trainer computes. `top_k`, `top_p` and `excluded` only restrict what is drawn, they do not renormalise it.
 
     Args:
         logits: [B, V] of the next token.
         params: Temperature, `top_k` and `top_p`.
         uniforms: [B] float64 in (0, 1); unused for greedy.
+        excluded: Tokens that are never drawn.
     """
     logits = logits.float()
     if params.temperature not in (0, 1):
         logits = logits / params.temperature
-    log_total = logits.logsumexp(-1, keepdim=True)
+    log_total = log_allowed = logits.logsumexp(-1, keepdim=True)
+    allowed = logits
+    if excluded:
+        allowed = logits.index_fill(-1, torch.tensor(excluded, device=logits.device), float("-inf"))
+        log_allowed = allowed.logsumexp(-1, keepdim=True)  # else nearly all mass on excluded tokens would underflow
     if params.temperature > 0:
-        tokens = inverse_cdf((restrict(logits, params.top_k, params.top_p) - log_total).exp_(), uniforms)
+        tokens = inverse_cdf((restrict(allowed, params.top_k, params.top_p) - log_allowed).exp_(), uniforms)
     else:
-        tokens = logits.argmax(-1)
+        tokens = allowed.argmax(-1)
     logprobs = (logits.gather(1, tokens[:, None]) - log_total)[:, 0]
     return tokens, logprobs.where(log_total[:, 0].isfinite(), float("nan"))
 
@@ -89,6 +96,7 @@ class Actions:
         stop_ids: Collection[int],
         *,
         stop_strings: StopStrings | None = None,
+        excluded: Sequence[int] = (),
         weights: str = "the weights",
     ) -> None:
         """Start with B empty actions.
@@ -98,6 +106,7 @@ class Actions:
             seeds: [B], one seed per sequence.
             stop_ids: Tokens that end an action.
             stop_strings: Texts that do; None where there are none.
+            excluded: Tokens that are never drawn.
             weights: What to call the weights when their logits are not finite.
         """
         self.token_ids: list[list[int]] = [[] for _ in seeds]
@@ -106,6 +115,7 @@ class Actions:
         self._uniforms = torch.from_numpy(uniforms(seeds, params.max_new_tokens))
         self._stop_ids = frozenset(stop_ids)
         self._stop_strings = stop_strings
+        self._excluded = excluded
         self._has_stopped = [False] * len(self.token_ids)
         self._weights = weights
 
@@ -117,7 +127,7 @@ class Actions:
         """
         positions = [len(self.token_ids[sequence]) for sequence in sequences]
         drawn = self._uniforms[list(sequences), positions].to(logits.device)
-        tokens, logprobs = sample_tokens(logits, self._params, drawn)
+        tokens, logprobs = sample_tokens(logits, self._params, drawn, self._excluded)
         is_complete = []
         for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             if logprob != logprob:

@@ -1,4 +1,4 @@
-"""Images on their way to a policy: files by reference, or arrays that an environment drew."""
+"""What the rest of the package says of images: files by reference, or arrays that an environment drew."""
 
 from __future__ import annotations
 
@@ -65,3 +65,14 @@ class ImageReader(Protocol):
     def inputs(self, images: Sequence[Sequence[Image]], token_ids: Tensor, lengths: Tensor) -> RowImages | None:
         """The images [B] of right-padded rows [B, L]; None where no row shows one."""
         ...
+
+
+def same_images(some: Sequence[Image], others: Sequence[Image]) -> bool:
+    """Whether both are the same images in the same order: one file, or equal pixels."""
+    return len(some) == len(others) and all(map(_is_same, some, others))
+
+
+def _is_same(one: Image, other: Image) -> bool:
+    if isinstance(one, ImageRef) or isinstance(other, ImageRef):
+        return one is other or (isinstance(one, ImageRef) and isinstance(other, ImageRef) and one == other)
+    return one is other or np.array_equal(one, other)

