@@ -27,6 +27,8 @@ from lit_agentrl.datamodules.statistics import (
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.envs.process import ProcessHost
 from lit_agentrl.errors import UserError
+from lit_agentrl.images import ImageReader
+from lit_agentrl.models.image_reader import Resize, load_image_reader
 from lit_agentrl.models.policy import load_tokenizer, max_context
 from lit_agentrl.rewards import Reward, check_rewards, score
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
@@ -81,6 +83,7 @@ class RolloutDataModule(L.LightningDataModule):
         num_workers: Threads, or processes, that step environments.
         workers: What they are; `auto` is processes for environments that ask for them (`needs_process`).
         step_deadline: Seconds an environment may take for one call before its episode fails.
+        resize: How images are resized before the model's own processor; None leaves all to that.
         seed: Of prompts and sampling.
     """
 
@@ -106,6 +109,7 @@ class RolloutDataModule(L.LightningDataModule):
         num_workers: int = 8,
         workers: Literal["auto", "threads", "processes"] = "auto",
         step_deadline: float = 60.0,
+        resize: Resize | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -117,7 +121,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.group_size = self.rollout.group_size(group_size)
         self.max_length, self.max_tokens = max_length, max_tokens
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
-        self.memory, self.budget = memory, budget
+        self.memory, self.budget, self.resize = memory, budget, resize
         self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
         self.host = self._process_host(workers)
         """The worker processes, where environments run in such."""
@@ -133,6 +137,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._collected = -1
         self._position = 0
         self._ready: tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool] | None = None
+        self._reader: ImageReader | None = None
 
     def _check_arguments(self) -> None:
         check_rewards(self.rewards)
@@ -199,9 +204,12 @@ class RolloutDataModule(L.LightningDataModule):
         if self._ready is None:
             tokenizer = load_tokenizer(self.pretrained)
             self.engine.use_tokenizer(tokenizer)
+            self._reader = load_image_reader(self.pretrained, self.resize)
+            if self._reader is not None:
+                self.engine.use_image_reader(self._reader)
             # A process keeps the deadline itself: the pool's threads only wait for it.
             pool = EnvironmentPool(self.num_workers, None if self.host else self.step_deadline)
-            self._ready = tokenizer, Chat(tokenizer, self.chat_mode), pool
+            self._ready = tokenizer, Chat(tokenizer, self.chat_mode, self._reader), pool
         return self._ready
 
     def setup(self, stage: str) -> None:
@@ -270,6 +278,7 @@ class RolloutDataModule(L.LightningDataModule):
             shared=module.shares_prefixes,
             temperature=self.sampling.temperature,
             sum_weights=None if module.credit == "sum" else distributed.reduce_floats,
+            reader=self._reader,
         )
         self.trainer.accumulate_grad_batches = per_step
         module.prepare(self._batches)

@@ -7,8 +7,10 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import lightning as L
 import transformers
@@ -83,7 +85,7 @@ class AgentParser(LightningArgumentParser):
 class AgentTrainer(L.Trainer):
     """Lightning's Trainer with `evaluate`, `doctor` and `mine_preferences`."""
 
-    options: ClassVar[dict[str, Any]] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     """The command's configuration, as plain values."""
 
     def evaluate(
@@ -194,6 +196,7 @@ class AgentRLCLI(LightningCLI):
 
     def before_mine_preferences(self) -> None:
         """What was asked for decides whether a stopped run may go on."""
+        assert isinstance(self.trainer, AgentTrainer)
         self.trainer.options = self._dumped()
 
     def _parse_ckpt_path(self) -> None:

@@ -116,6 +116,7 @@ class LanguageModule(L.LightningModule):
             targets=batch.action_mask,
             temperature=batch.temperature,
             entropy=entropy,
+            vision=batch.vision,
         )
         return scores
 

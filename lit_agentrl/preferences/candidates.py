@@ -8,8 +8,11 @@ from typing import Any
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.images import Image
-from lit_agentrl.rollouts.chat import ChatMode, Message
+from lit_agentrl.rollouts.chat import ChatMode
 from lit_agentrl.types import Step
+
+Message = dict[str, str]
+"""`role` and `content`."""
 
 
 @dataclass(slots=True)
