@@ -25,6 +25,7 @@ from runs import metrics, start
 from test_resume import wait_for
 from tiny import build_tiny_lm
 
+TALK = ("--data.environment", "preference_parts.TalkSuite")
 KINDS = {
     "tree_siblings": ("TreeSiblings", ()),
     "anchor_actions": ("AnchorActions", ()),
@@ -203,16 +204,10 @@ def test_no_pair_is_an_error_that_says_why(tiny_lm: str, tmp_path: Path, capsys:
         (("--mine.miner", "RagVsPlain"), "does not say which disease"),
         (("--mine.miner", "BestOfK", "--mine.miner.by", "reward"), "takes several turns"),
         (("--mine.miner", "BestOfK", "--mine.miner.by", "reward", "--mine.miner.graph", "x"), "not used by rewards"),
-        (("--mine.miner", "CorruptFact", "--mine.miner.graph", "nowhere.graphml"), "nowhere.graphml"),
+        (("--mine.miner", "CorruptFact", "--mine.miner.graph", "no.graphml"), "graph='no.graphml' is no file"),
         (("--data.rollout", "ChainRollout", "--data.group_size", "1"), "at least 2 trajectories"),
         (
-            (
-                "--data.environment",
-                "preference_parts.TalkSuite",
-                "--data.environment.diseases",
-                '["scurvy", "melanoma"]',
-            )
-            + ("--mine.miner", "RagVsPlain"),
+            (*TALK, "--data.environment.diseases", '["scurvy", "melanoma"]', "--mine.miner", "RagVsPlain"),
             "has no facts about scurvy",
         ),
     ],

@@ -138,7 +138,7 @@ def test_returns_are_discounted_and_hold_all_of_the_reward() -> None:
 
 
 def visits() -> TrajectoryGroup:
-    """In the hall: north twice (returns 1 and 0), south (0), and wait, which leads to the hall again, where south wins."""
+    """In the hall: north twice (returns 1 and 0), south (0), and wait, which leads there again, where south wins."""
     return TrajectoryGroup(
         "task",
         [
