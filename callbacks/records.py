@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from lit_agentrl.files import write_text
+from lit_agentrl.images import Image, ImageRef
 from lit_agentrl.types import Step, Trajectory, TrajectoryGroup
+
+
+class ImageRecord(TypedDict):
+    """An image that the policy saw, by name: its pixels are not written."""
+
+    path: str
+    """Empty for an image that is no file."""
+    sha256: str
+    """Of the file, or of the pixels [H, W, 3], their shape before them as text."""
 
 
 class StepRecord(TypedDict):
@@ -28,6 +40,8 @@ class StepRecord(TypedDict):
     action_tokens: int
     mean_logprob: float | None
     finish: str
+    images: list[ImageRecord]
+    """The images in the context, in order."""
 
 
 class TrajectoryRecord(TypedDict):
@@ -127,7 +141,15 @@ def _step_record(step: Step) -> StepRecord:
         "action_tokens": len(step.action_ids),
         "mean_logprob": _mean_logprob([step]),
         "finish": step.finish,
+        "images": [_image_record(image) for image in step.images],
     }
+
+
+def _image_record(image: Image) -> ImageRecord:
+    if isinstance(image, ImageRef):
+        return {"path": image.path, "sha256": image.sha256}
+    pixels = np.ascontiguousarray(image)
+    return {"path": "", "sha256": hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()}
 
 
 def _mean_logprob(steps: Iterable[Step]) -> float | None:

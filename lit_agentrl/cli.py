@@ -16,6 +16,7 @@ usage: lit-agentrl COMMAND [options]
   fit        train: lit-agentrl fit --config configs/experiment/NAME.yaml [--model.X --data.X --trainer.X]
   evaluate   success on held-out tasks without training (add --ckpt_path or --model.pretrained)
   doctor     is sharing prefixes right and worth it, how noisy are ratios: on your model and rows, with fit's options
+  mine-preferences    pairs of a better and a worse answer, for DPO: lit-agentrl mine-preferences --config FILE
   validate   the same through Lightning's validation loop
   test       the same through Lightning's test loop
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
@@ -23,18 +24,22 @@ usage: lit-agentrl COMMAND [options]
   make-webshop-demo   a made-up catalogue to shop in: lit-agentrl make-webshop-demo OUTPUT [--num_products 200 --seed 0]
   make-alfworld-games games of ALFWorld's format: lit-agentrl make-alfworld-games OUTPUT [--num_train 60 --seed 0 ...]
   make-facts-qa       a corpus and questions to search it: lit-agentrl make-facts-qa OUTPUT [--num_train 1400 --seed 0]
+  make-lesions        synthetic pictures of skin lesions as files: lit-agentrl make-lesions OUTPUT [--seed 0 ...]
+  build-kg            a knowledge graph of skin diseases: lit-agentrl build-kg OUTPUT [--sources notes --text FILE]
   make-vlm            a small vision-language model from packaged parts: lit-agentrl make-vlm [OUTPUT --seed 0 ...]
   serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor")
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor", "mine-preferences")
 OWN_COMMANDS = {
     "pipeline": "lit_agentrl.pipeline",
     "compare": "lit_agentrl.compare",
     "serve-retriever": "lit_agentrl.retrieval.serve",
     "make-facts-qa": "lit_agentrl.envs.search.facts.command",
+    "make-lesions": "lit_agentrl.envs.dermatology.synthetic_command",
+    "build-kg": "lit_agentrl.knowledge.build",
     "make-webshop-demo": "lit_agentrl.envs.webshop.demo",
     "make-vlm": "lit_agentrl.vlm.command",
     "make-alfworld-games": "lit_agentrl.envs.alfworld.maker",

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from derm_parts import Pixels
 from lit_agentrl.envs import (
     BlackjackSuite,
+    ConversationSuite,
+    DermatologyPanel,
     EchoSuite,
     EZPointsSuite,
     NumberLineSuite,
     Points24Suite,
+    RecognitionSuite,
     SearchSuite,
     SokobanSuite,
     TextWorldSuite,
@@ -40,6 +44,9 @@ SUITES = {
     "points24": Points24Suite,
     "blackjack": BlackjackSuite,
     "search": lambda: SearchSuite(questions(), Library()),
+    "dermatology": lambda: RecognitionSuite(Pixels()),
+    "dermatology, words": lambda: ConversationSuite(Pixels()),
+    "dermatology, both": lambda: DermatologyPanel(RecognitionSuite(Pixels()), ConversationSuite(Pixels())),
     "web": lambda: WebSuite(questions(), Library()),
 }
 

@@ -2,7 +2,7 @@
 
 from lit_agentrl.envs.alfworld import ALFWorldSuite
 from lit_agentrl.envs.blackjack import BlackjackSuite
-from lit_agentrl.envs.dermatology import RecognitionSuite
+from lit_agentrl.envs.dermatology import ConversationSuite, DermatologyPanel, RecognitionSuite
 from lit_agentrl.envs.gymnasium import GymnasiumSuite
 from lit_agentrl.envs.minigrid import MiniGridSuite
 from lit_agentrl.envs.miniwob import MiniWoBSuite
@@ -21,7 +21,9 @@ from lit_agentrl.envs.webshop import WebShopSuite
 __all__ = [
     "ALFWorldSuite",
     "BlackjackSuite",
+    "ConversationSuite",
     "CorpusPages",
+    "DermatologyPanel",
     "EZPointsSuite",
     "EchoSuite",
     "GymnasiumSuite",

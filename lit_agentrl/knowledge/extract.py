@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lit_agentrl.knowledge.grammar import SYNONYM, Reading, readings
+from lit_agentrl.knowledge.grammar import SYNONYM, Reading, denies, readings
 from lit_agentrl.knowledge.names import name_key, tidy
 from lit_agentrl.knowledge.schema import Edge
 from lit_agentrl.knowledge.sentences import Sentence, sentences_of
 
+MOST_CHARACTERS = 1000
+"""Of a sentence."""
 Find = Callable[[str], str | None]
 """The name under which a disease is known, or None."""
 
@@ -71,8 +73,11 @@ def extract_edges(text: str, source: str, find: Find = unknown_to_all) -> Extrac
 
 def _read(sentence: Sentence, source: str, subject: str | None, known: Find, found: Extraction) -> str | None:
     """Add what the sentence says; gives the disease that `it` means after it."""
-    if sentence.text.endswith("?"):
-        found.unread.append(Unread(sentence.line, sentence.text, "a question"))
+    if sentence.text.endswith("?") or len(sentence.text) > MOST_CHARACTERS:
+        reason = (
+            "it is a question" if sentence.text.endswith("?") else f"it is longer than {MOST_CHARACTERS} characters"
+        )
+        found.unread.append(Unread(sentence.line, sentence.text, reason))
         return subject
     reason = "no pattern fits"
     for reading in readings(sentence.text):
@@ -86,6 +91,7 @@ def _read(sentence: Sentence, source: str, subject: str | None, known: Find, fou
             return about
         _add(reading, about, sentence, source, found)
         return about
+    reason = "it denies something" if denies(sentence.text) else reason
     found.unread.append(Unread(sentence.line, sentence.text, reason))
     return subject
 

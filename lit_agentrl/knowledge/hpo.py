@@ -74,6 +74,7 @@ def read_hpo() -> Part:
         f"hpo: Human Phenotype Ontology and its annotations of OMIM, Orphanet and DECIPHER, from {PACKAGE} {version} "
         f"(code MIT). The file says: {licence}. Read that licence before you pass the graph on.",
         dict(counts),
+        rank=2,
     )
 
 

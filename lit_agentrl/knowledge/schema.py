@@ -38,7 +38,7 @@ _ALL = (
         "shows",
         "a sign, shape, surface, structure or symptom",
         ("show", "has", "have", "feature", "present with", "characterized by", "characterised by", "exhibit", "sign"),
-        "feature features signs symptoms look appearance appear describe characteristics see visible structures",
+        "feature features signs symptoms look appearance appear describe characteristics visible structures",
         varies=True,
     ),
     Relation(
@@ -98,7 +98,7 @@ _ALL = (
             "removed with",
             "therapy",
         ),
-        "treatment treat therapy manage management removed cure option options do",
+        "treatment treat therapy manage management removed cure option options",
     ),
     Relation(
         "may_become",
@@ -122,7 +122,7 @@ _ALL = (
         "is a",
         "a category",
         ("is", "are", "type of", "kind of", "form of", "considered", "represent", "was"),
-        "what kind type malignant benign category cancer dangerous",
+        "kind type malignant benign category cancer dangerous",
         needs_cue=True,
     ),
     Relation(
@@ -151,7 +151,7 @@ _ALL = (
             "differential diagnoses",
             "similar to",
         ),
-        "differ differential distinguish confused similar versus other diseases resemble mimic",
+        "differ differential distinguish confused similar versus resemble mimic",
         needs_cue=True,
     ),
 )

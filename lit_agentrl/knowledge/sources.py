@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.knowledge.graph import KnowledgeGraph
-from lit_agentrl.knowledge.names import Key, name_key
+from lit_agentrl.knowledge.names import Key, name_key, tidy
 from lit_agentrl.knowledge.schema import Edge
 
 
@@ -25,29 +25,46 @@ class Part:
     """What whoever passes the graph on has to know."""
     counts: dict[str, int] = field(default_factory=dict)
     """What was found and what was left out, in words."""
+    rank: int = 0
+    """Whose synonyms yield where parts disagree about a name: those of the higher rank."""
+
+    def own_names(self) -> set[Key]:
+        """The names that its facts are about, as they are compared."""
+        return {name_key(name) for edge in self.edges for name in (edge.subject, edge.object)}
 
 
 def join(parts: Sequence[Part]) -> KnowledgeGraph:
     """One graph of all parts, whatever their order.
 
     A name that one part has for itself and another calls a synonym becomes one node: ICD's "malignant melanoma of skin"
-    is the notes' melanoma. Within a part they stay apart, since the part tells them apart; so does a name that two
-    others are called.
+    is the notes' melanoma. It stays apart where the part itself tells the two apart, where two names claim it, and
+    where it is a name of a part with a lower rank: HPO's "fair skin" is a disorder, the notes' is none.
     """
-    owners: dict[Key, dict[Key, str]] = {}
-    for part in parts:
-        own = {name_key(name) for edge in part.edges for name in (edge.subject, edge.object)}
-        for name, others in part.names.items():
-            for other in others:
-                if (key := name_key(other)) and key not in own:
-                    owners.setdefault(key, {})[name_key(name)] = name
-    same = {key: next(iter(names.values())) for key, names in owners.items() if len(names) == 1}
-    edges = [_renamed(edge, same) for part in parts for edge in part.edges]
+    owner = _owners(parts)
+    edges = [_renamed(edge, owner) for part in parts for edge in part.edges]
     names: dict[str, list[str]] = {}
     for part in parts:
         for name, others in part.names.items():
-            names.setdefault(_follow(name, same), []).extend(others)
+            kept = [other for other in others if name_key(owner.get(name_key(other), name)) == name_key(name)]
+            names.setdefault(_follow(tidy(name), owner), []).extend(kept)
     return KnowledgeGraph(edges, names)
+
+
+def _owners(parts: Sequence[Part]) -> dict[Key, str]:
+    """The name that each synonym stands for; of parts that differ about one, that of the lowest rank is heard."""
+    ranks: dict[Key, int] = {}
+    for part in parts:
+        for key in part.own_names():
+            ranks[key] = min(part.rank, ranks.get(key, part.rank))
+    claims: dict[Key, dict[int, dict[Key, str]]] = {}
+    for part in parts:
+        own = part.own_names()
+        for name, others in part.names.items():
+            for key in map(name_key, others):
+                if key and key not in own and ranks.get(key, part.rank) >= part.rank:
+                    claims.setdefault(key, {}).setdefault(part.rank, {})[name_key(name)] = tidy(name)
+    heard = {key: by_rank[min(by_rank)] for key, by_rank in claims.items()}
+    return {key: next(iter(names.values())) for key, names in heard.items() if len(names) == 1}
 
 
 def _renamed(edge: Edge, same: Mapping[Key, str]) -> Edge:

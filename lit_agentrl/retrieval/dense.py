@@ -138,6 +138,19 @@ class DenseRetriever(LocalRetriever[Search]):
         ]
 
 
+def sentence_encoder(
+    model: str, device: str = "cpu", batch_size: int = 64
+) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+    """Vectors of length 1 of texts, [N, D], by the model of a `DenseRetriever`; it is loaded at the first call.
+
+    Raises:
+        UserError: A package is not installed.
+    """
+    if find_spec("sentence_transformers") is None:
+        raise missing_extra("sentence-transformers", "dense", "sentence_encoder")
+    return _Encoder(model, device, batch_size)
+
+
 class _Encoder:
     """The model, loaded when it is first needed; a pickled copy loads its own."""
 

@@ -76,7 +76,7 @@ class MedMNIST(FileSource):
                 records.append(Record(sample, split=split))
         if not records:
             raise UserError(f"No images in {self._path}.")
-        return Listing(records)
+        return Listing(records, classes=self._class_names)
 
     def _labels_of(self, split: Split) -> list[int]:
         array = self._array(f"{split}_labels")
@@ -118,19 +118,19 @@ class MedMNIST(FileSource):
         if not self._path.is_file():
             raise UserError(f"{self._path} is not there. Give the path of a MedMNIST file, such as dermamnist.npz.")
         try:
-            with np.load(self._path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise ValueError("it holds a single array")
-                if name not in file.files:
-                    raise UserError(
-                        f"{self._path} has no array {name!r}; it has {', '.join(file.files) or 'none'}. MedMNIST files "
-                        "have train_images, train_labels, and the same of val and test."
-                    )
-                return np.asarray(file[name])
-        except UserError:
-            raise
+            file = np.load(self._path, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with file:
+                if name in file.files:
+                    return np.asarray(file[name])
+                names = ", ".join(file.files)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{self._path} is not the .npz file it should be ({error}). Fetch it again.") from error
+        raise UserError(
+            f"{self._path} has no array {name!r}; it has {names or 'none'}. MedMNIST files have train_images, "
+            "train_labels, and the same of val and test."
+        )
 
 
 def _as_rgb(image: Array) -> Array:

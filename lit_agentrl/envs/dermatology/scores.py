@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from lit_agentrl.intervals import bootstrap_statistic, wilson_interval
 
@@ -65,6 +64,7 @@ def recognition_summary(
 
 def macro_scores(right: Integers, answered: Integers, num_labels: int) -> tuple[float, float, float]:
     """Macro precision, recall and F1 over the labels in `right` [N]; `num_labels` stands for an unparsable answer."""
+    import torch
     from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
     if right.size == 0:
