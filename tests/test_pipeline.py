@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,9 @@ BAD_FILES = [
     ({"a": A, "b": {**A, "run": "${stages.a.run}"}}, "both write to"),
     ({"a": A, "b": {**A, "export": "${stages.a.export}"}}, "both write to"),
     ({"a": {**A, "export": "${.run}"}}, "leaves its whole run folder"),
+    ({"a": {**A, "inputs": "no/where"}}, "its input no/where is not there"),
+    ({"a": {**A, "outputs": ["x"]}}, "`outputs` must be a mapping"),
+    ({"a": {**A, "options": "seed=3"}}, "`options` must be a mapping"),
     ({"a": {"command": "evaluate", "config": ECHO, "export": "x"}}, "evaluate leaves no `export`"),
     ({"a": {"command": "fit", "config": "nowhere.yaml"}}, "names the config 'nowhere.yaml'"),
     ({"a": {"command": "fit", "config": ECHO, "options": {"data.nope": 3}}}, "stage 'a': Parser key \"data\""),
@@ -257,6 +261,7 @@ def test_what_is_wrong_with_a_file_is_said_before_the_first_stage(tmp_path, alon
         ({"transcripts": {"stage": "c"}}, "stage 'c' is none of a"),
         ({"export": "z"}, "stage 'z' is none of a"),
         (["table"], "must be a mapping"),
+        (3, "must be a mapping"),
     ],
 )
 def test_a_report_that_cannot_be_drawn_is_refused_before_the_first_stage(tmp_path, alone, capfd, report, message):
@@ -382,6 +387,20 @@ def test_hashes_are_of_names_and_bytes(tmp_path):
     (b / "x").write_text("")
     assert content_hash(b / "x") != content_hash(a / "sub" / "x")
     assert content_hash(tmp_path / "nothing") is None
+
+
+def test_a_large_folder_is_not_read_twice_and_a_change_is_seen(tmp_path, monkeypatch):
+    """What is remembered counts only while no size and no time has changed."""
+    monkeypatch.setattr("lit_agentrl.pipeline.hashing.REMEMBERED_BYTES", 1)
+    monkeypatch.setattr("lit_agentrl.pipeline.hashing.SETTLED_SECONDS", -1.0)
+    (tmp_path / "x").write_text("one")
+    before = content_hash(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_agentrl.pipeline.hashing.content_digest", lambda path: pytest.fail("read again"))
+        assert content_hash(tmp_path) == before
+    time.sleep(0.02)
+    (tmp_path / "x").write_text("two")  # of the same size
+    assert content_hash(tmp_path) != before
 
 
 def test_a_damaged_marker_is_no_traceback(done, tmp_path, capfd):

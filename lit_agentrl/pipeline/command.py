@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -34,7 +35,8 @@ def main(args: list[str]) -> None:
         print(*render(lineage(root)), sep="\n")
         return
     inputs = find_inputs(stages)
-    spec = read_spec(OmegaConf.to_container(config.report, resolve=True), names) if config.get("report") else None
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    spec = read_spec(whole["report"], names) if whole.get("report") else None
     if spec and spec.export and spec.export not in _exports(stages):
         raise UserError(f"{path}: report.export names the stage {spec.export!r}, which exports nothing.")
     again = {*given.rerun}.union(*(dependents(name, inputs) for name in given.from_stage))

@@ -55,8 +55,10 @@ def _complete(config: DictConfig, name: str, path: Path) -> None:
     if command in NO_STAGES:
         raise UserError(f"{path}: stage {name!r}: {command} can be no stage, because {NO_STAGES[command]}.")
     entry.setdefault("run", f"{config.root}/{name}")
-    outputs = OmegaConf.to_container(OmegaConf.create(entry.get("outputs") or {}), resolve=False)
-    assert isinstance(outputs, dict)
+    for key in ("options", "outputs"):
+        if not isinstance(entry.get(key) or OmegaConf.create({}), DictConfig):
+            raise UserError(f"{path}: stage {name!r}: `{key}` must be a mapping; it is {entry[key]!r}.")
+    outputs: Any = OmegaConf.to_container(entry.outputs, resolve=False) if entry.get("outputs") else {}
     # a dot means the node itself, which for an output is the mapping `outputs`; what is meant is the stage
     entry.outputs = {key: re.sub(r"\$\{\.(run|export)\}", r"${..\1}", str(value)) for key, value in outputs.items()}
     if form_of(command).exports:
@@ -68,6 +70,7 @@ def _complete(config: DictConfig, name: str, path: Path) -> None:
 
 def _stage(name: str, entry: dict[str, Any], path: Path) -> Stage:
     command, inputs = str(entry["command"]), entry.get("inputs") or []
+    inputs = [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, dict) else inputs)
     return Stage(
         name,
         command,
@@ -77,7 +80,7 @@ def _stage(name: str, entry: dict[str, Any], path: Path) -> Stage:
         form=form_of(command),
         export=Path(entry["export"]) if "export" in entry else None,
         outputs={key: Path(value) for key, value in entry["outputs"].items()},
-        inputs=tuple(map(str, inputs.values() if isinstance(inputs, dict) else inputs)),
+        inputs=tuple(map(str, inputs)),
     )
 
 
