@@ -94,6 +94,7 @@ def test_what_is_read(answer: str, want: list[tuple[str, str]]) -> None:
         ("It cannot become a grey tumour.", [("may_become", "grey tumour", "denied")]),
         ("It is not a benign tumour.", [("is_a", "benign tumour", "denied")]),
         ("It is treated not only with excision.", [("treated_with", "surgical excision")]),
+        ("It is not only red but pink.", [("has_colour", "red"), ("has_colour", "pink")]),
         ("It is not red. It shows scaling.", [("has_feature", "scaling")]),
     ],
 )
@@ -117,6 +118,17 @@ def test_the_longest_name_wins_and_its_place_is_known() -> None:
     found = FactReader(graph).read(answer, "spot")
     assert [fact.object for fact in found] == ["blue white veil", "white veil"]
     assert [answer[slice(*fact.span)] for fact in found] == ["Blue-white  veil", "white veil"]
+
+
+def test_is_decides_only_where_nothing_else_does() -> None:
+    edges = [Edge("spot", "has_risk_factor", "burn", "hand"), Edge("heat burn", "is_a", "burn", "hand")]
+    read_spot = FactReader(KnowledgeGraph(edges)).read
+    assert [fact.relation for fact in read_spot("The risk factors of it are: a burn.", "spot")] == ["has_risk_factor"]
+    assert [fact.relation for fact in read_spot("It is a burn.", "spot")] == ["has_risk_factor"]
+    edges = [Edge("spot", "occurs_on", "burn", "hand"), Edge("heat burn", "is_a", "burn", "hand")]
+    read_spot = FactReader(KnowledgeGraph(edges)).read
+    assert [fact.relation for fact in read_spot("It is a burn.", "spot")] == ["is_a"]
+    assert [fact.relation for fact in read_spot("It occurs on what is a burn.", "spot")] == ["occurs_on"]
 
 
 def test_scores_by_hand() -> None:
@@ -346,7 +358,10 @@ def test_diseases_that_it_is_confused_with_are_swapped_in_first() -> None:
         assert changed.other_disease == "blue spot"
 
 
-@pytest.mark.parametrize("answer", ["", "I do not know.", "It is blue.", "It is not treated with excision."])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "I do not know.", "It is blue.", "It is not treated with excision.", "Excision is the treatment: excision."],
+)
 def test_where_nothing_can_be_swapped(answer: str) -> None:
     assert corrupt_fact(answer, GRAPH, ROSE, random.Random(0), SCORER) is None
     with pytest.raises(UnknownDiseaseError):
