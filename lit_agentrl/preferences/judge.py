@@ -1,4 +1,4 @@
-"""Answers about diseases, judged by a knowledge graph: S(y) of docs/knowledge.md with the label that they name."""
+"""Answers about diseases, judged by a knowledge graph: S(y) of docs/knowledge_graph.md with the label they name."""
 
 from __future__ import annotations
 
