@@ -4,6 +4,7 @@ import math
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch.testing import assert_close
 from lit_agentrl.cli import main
 from lit_agentrl.datamodules import PreferenceDataModule
 from lit_agentrl.datamodules.pairs import EMPTY, corrupted
+from lit_agentrl.datamodules.preference_file import read_preferences
+from lit_agentrl.envs.dermatology import SyntheticLesions
 from lit_agentrl.images import ImageRef
 from lit_agentrl.methods import DPOModule
 from lit_agentrl.models import PrefixGroupedModel
@@ -22,7 +25,7 @@ from lit_agentrl.models.policy import Lora, load_tokenizer
 from lit_agentrl.rollouts.chat import Chat
 from lit_agentrl.rows import Row
 from lit_agentrl.types import Observation, PreferenceBatch
-from preference_parts import dpo_options, fit_pairs, pair, write_pairs
+from preference_parts import dpo_options, fit_pairs, mined, mining_options, pair, write_pairs
 from runs import checkpoint, metrics
 from test_dpo import gradients, move
 from test_resume import same
@@ -68,8 +71,6 @@ def batches(folder: str, data: Path, module: DPOModule) -> tuple[PreferenceDataM
 
 
 def module(folder: str, **more: Any) -> DPOModule:
-    from unittest.mock import Mock
-
     torch.manual_seed(0)
     made = DPOModule(pretrained=folder, lora=Lora(r=4, alpha=8), **more)
     made.trainer = Mock(global_step=0, accumulate_grad_batches=1, world_size=1)
@@ -194,3 +195,40 @@ def test_what_cannot_be_shown_is_refused(
             main(words)
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+SPEAKER = ("--data.engine", "preference_parts.Speaker", "--data.rollout", "ChainRollout", "--data.group_size", "2")
+LESIONS = (
+    '{"class_path": "SyntheticQuestions", "init_args": {"lesions": {"class_path": "SyntheticLesions", '
+    '"init_args": {"num_train": 7, "num_val": 7, "num_test": 7, "size": 32}}}}'
+)
+
+
+def test_pictures_that_were_drawn_are_written_beside_the_pairs(
+    folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lesions exist as pixels only: each is one PNG by its hash, and the folder can be moved as a whole."""
+    run = tmp_path / "mined"
+    suite = ("--data.environment", "ConversationSuite", "--data.environment.source", LESIONS)
+    # The tiny model has 512 positions, a byte each: one fact has room.
+    short = ("--data.sampling.max_new_tokens", "8", "--data.max_length", "500", "--data.max_tokens", "500")
+    lax = ("--mine.filters.length_ratio", "[0, 100]", "--mine.filters.min_gap", "0.001")
+    words = mining_options(folders("llava"), run, *suite, *SPEAKER, *short, *lax)
+    main([*words, "--mine.miner", "RagVsPlain", "--mine.miner.top", "1", "--mine.num_tasks", "7"])
+    records = mined(run)
+    assert records, capsys.readouterr().out
+    named = {record["images"][0]["path"] for record in records}
+    assert named == {f"images/{path.name}" for path in (run / "images").iterdir()}
+    (run).rename(tmp_path / "moved")
+    moved = read_preferences(tmp_path / "moved" / "preferences.jsonl")
+    for preference, record in zip(moved, records, strict=True):
+        assert preference.images[0].sha256 == record["images"][0]["sha256"]
+        assert record["chosen"][0]["content"].startswith(f"This is {label_of(record)}.")
+    fit_pairs(folders("llava"), tmp_path / "dpo", tmp_path / "moved" / "preferences.jsonl", *IMAGES)
+
+
+def label_of(record: dict[str, Any]) -> str:
+    """What the lesion of a mined pair is."""
+    lesions = SyntheticLesions(num_train=7, num_val=7, num_test=7, size=32)
+    by_id = {sample.id: sample.label for sample in lesions.samples("train")}
+    return next(label for id, label in by_id.items() if id in record["provenance"]["task"])
