@@ -207,3 +207,12 @@ def test_a_suite_may_not_measure_what_every_evaluation_does(tmp_path):
     data.environment = Judged(success=1.0)
     with pytest.raises(UserError, match=r"summary gives success, which every evaluation measures"):
         trainer(tmp_path, Evaluation()).fit(FakeModule(), datamodule=data)
+
+
+def test_kinds_whose_outcome_nobody_knows_have_no_line():
+    metrics = {"num_tasks/talk": 0.0, "success/talk": None}
+    for kind in ("a", "b"):
+        metrics |= {f"num_tasks/{kind}": 2.0, f"success/{kind}": 0.5, f"success_low/{kind}": 0.1}
+        metrics[f"success_high/{kind}"] = 0.9
+    lines = Evaluation.kinds({"metrics": metrics})
+    assert lines == [f"{kind}: 50.0 % [10.0, 90.0] of 2" for kind in ("a", "b")]

@@ -36,6 +36,8 @@ class VisionFamily:
     """Whether patches are one flat list with a grid beside it, and positions are [3, ...] (time, height, width)."""
     has_row_dimension: bool = False
     """Whether pixels are [rows, images, ...] rather than [images, ...]."""
+    connector: tuple[str, ...] = ("model.multi_modal_projector",)
+    """The names of what turns the tower's features into embeddings."""
     is_causal: bool = True
     """Whether image tokens see only what comes before them; if not, a prefix tree is wrong for rows with images."""
 
@@ -117,8 +119,15 @@ _EXTRA_FEATURES: dict[str, Callable[[Any], int]] = {
 }
 """What vision towers give beside patches."""
 
-_QWEN = VisionFamily(_merged_patches, names=("pixel_values", "image_grid_thw"), has_grid=True)
-_IDEFICS = VisionFamily(_shuffled_patches, optional=("pixel_attention_mask",), has_row_dimension=True)
+_QWEN = VisionFamily(
+    _merged_patches,
+    names=("pixel_values", "image_grid_thw"),
+    has_grid=True,
+    connector=("model.visual.merger", "model.visual.deepstack_merger_list"),
+)
+_IDEFICS = VisionFamily(
+    _shuffled_patches, optional=("pixel_attention_mask",), has_row_dimension=True, connector=("model.connector",)
+)
 
 FAMILIES: dict[str, VisionFamily] = {
     "qwen2_vl": _QWEN,
