@@ -40,8 +40,10 @@ class Form:
 
 FIT = Form(output="", run="--trainer.default_root_dir", options="yaml", is_lightning=True, resumes=True)
 _LOOK = Form(output="", run="--trainer.default_root_dir", options="yaml", is_lightning=True, exports=False)
+_MINE = Form("--mine.output", run="--trainer.default_root_dir", options="yaml", is_lightning=True, continues=True)
 FORMS = {
     "fit": FIT,
+    "mine-preferences": _MINE,
     "evaluate": _LOOK,
     "validate": _LOOK,
     "test": _LOOK,

@@ -45,7 +45,7 @@ class FactJudge(Protocol):
         ...
 
 
-class GraphFacts:
+class GraphFacts(FactJudge):
     """Judges by a knowledge graph; see docs/knowledge_graph.md.
 
     Args:
