@@ -249,9 +249,10 @@ class Evaluation(Callback):
 
     @staticmethod
     def kinds(record: EvaluationRecord) -> list[str]:
-        """A line for every kind of task; empty where there are none or one."""
+        """A line for every kind of task whose outcome is known; empty where there are none or one."""
         metrics = record["metrics"]
-        names = [key.removeprefix("success/") for key in metrics if key.startswith("success/")]
+        kinds = [key.removeprefix("success/") for key in metrics if key.startswith("success/")]
+        names = [kind for kind in kinds if metrics[f"num_tasks/{kind}"]]
         shares = ((name, *(_percent(metrics[f"{key}/{name}"]) for key in INTERVAL)) for name in names)
         lines = [
             f"{name}: {share} % [{low}, {high}] of {metrics[f'num_tasks/{name}']:g}"

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.image_reader import Resize, load_image_reader
 from lit_agentrl.models.policy import load_tokenizer
 from lit_agentrl.rollouts.chat import Chat, ChatMode
 from lit_agentrl.rollouts.memory import Memory, next_prompt, shown_images
@@ -94,6 +95,7 @@ class ConversationDataModule(L.LightningDataModule):
         chat: `append` later turns to the context, `rebuild` the prompt at every turn, or write all `inline`, as one
             answer that no end of turn closes: as the rollouts to come.
         memory: Writes the prompts that are rebuilt; None shows the observation alone.
+        resize: How images are resized before the model's own processor, as in the rollouts to come.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class ConversationDataModule(L.LightningDataModule):
         seed: int = 0,
         chat: ChatMode = "append",
         memory: Memory | None = None,
+        resize: Resize | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -117,6 +120,7 @@ class ConversationDataModule(L.LightningDataModule):
         self.source, self.pretrained, self.chat_mode, self.memory = source, tokenizer, chat, memory
         self.batch_size, self.max_length, self.max_tokens, self.seed = batch_size, max_length, max_tokens, seed
         self.tokenizer = load_tokenizer(tokenizer)
+        self._reader = load_image_reader(tokenizer, resize)
         self.rows: list[list[Row]] = []
         self.iteration_metrics: dict[str, float] = {}
 
@@ -124,7 +128,7 @@ class ConversationDataModule(L.LightningDataModule):
         """Tokenise every conversation, once."""
         if self.rows or stage != "fit":
             return
-        chat = Chat(self.tokenizer, self.chat_mode)
+        chat = Chat(self.tokenizer, self.chat_mode, self._reader)
         everything = [
             trajectory_rows(*_as_trajectory(chat, self.memory, turns, self.max_length))
             for turns in self.source.conversations()
@@ -149,7 +153,9 @@ class ConversationDataModule(L.LightningDataModule):
             self._share(order[i : i + self.batch_size], rank, size) for i in range(0, len(order), self.batch_size)
         ]
         shared = bool(getattr(self.trainer.lightning_module, "shares_prefixes", False))
-        batches, per_step = assemble(updates, self.max_tokens, distributed.reduce_integers, shared=shared)
+        batches, per_step = assemble(
+            updates, self.max_tokens, distributed.reduce_integers, shared=shared, reader=self._reader
+        )
         self.trainer.accumulate_grad_batches = per_step
         return DataLoader(Batches(batches), batch_size=None)
 
@@ -166,10 +172,11 @@ def _as_trajectory(
     for observation, answer in turns:
         system = observation.system or system  # stated once, it holds for the episode, as in a rollout
         ids = chat.action_ids(answer)
-        context, _ = next_prompt(chat, memory, steps, replace(observation, system=system), max_length - len(ids))
+        shown = replace(observation, system=system)
+        prompt = next_prompt(chat, memory, steps, shown, max_length - len(ids))
         steps.append(
             Step(
-                context,
+                prompt.token_ids,
                 ids,
                 [0.0] * len(ids),
                 observation=observation.text,

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Iterable
 
 from lit_agentrl.datamodules.conversation import ConversationSource
+from lit_agentrl.envs.dermatology.conversation import CONVERSATION_PROMPT
 from lit_agentrl.envs.dermatology.synthetic_lesions import SyntheticLesions
 from lit_agentrl.envs.dermatology.synthetic_questions import LesionTalk, known_facts, talks
 from lit_agentrl.types import Conversation, Observation, Split
 
 log = logging.getLogger(__name__)
-
-SYSTEM = "Answer the question about the skin lesion in the image."
 
 
 class LesionConversations(ConversationSource):
@@ -28,7 +27,7 @@ class LesionConversations(ConversationSource):
         split: Never use the one you evaluate on.
         error_rate: Probability that an answer gets a wrong fact; 0 for clean text.
         most_turns: The longest conversation, in questions.
-        system: The system prompt.
+        system: The system prompt; by default the one of `ConversationSuite`.
         graph: A knowledge graph's file (`.graphml`, `.parquet`); None for the built-in notes.
         seed: Of questions, wording and errors.
 
@@ -42,7 +41,7 @@ class LesionConversations(ConversationSource):
         split: Split = "train",
         error_rate: float = 0.15,
         most_turns: int = 2,
-        system: str = SYSTEM,
+        system: str = CONVERSATION_PROMPT,
         graph: str | None = None,
         seed: int = 0,
     ) -> None:

@@ -60,9 +60,7 @@ class Mixture(ConversationSource):
         for number, (pool, share) in enumerate(zip(pools[1:], self.shares[1:], strict=True), start=1):
             wanted = round(len(pools[0]) * share / self.shares[0])
             found += [pool[place] for place in self._drawn(number, len(pool), wanted)]
-            log.info(
-                "mixture: %d of %s, %d times over", wanted, type(self.sources[number]).__name__, -(-wanted // len(pool))
-            )
+            log.info("mixture: %d from %s, which has %d", wanted, type(self.sources[number]).__name__, len(pool))
         return found
 
     def _drawn(self, number: int, size: int, wanted: int) -> list[int]:

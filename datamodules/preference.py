@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import finished_epochs
-from lit_agentrl.datamodules.pairs import Pair, collate_pairs, empty_pair, plan_pairs
+from lit_agentrl.datamodules.pairs import Pair, collate_pairs, corrupted, empty_pair, plan_pairs
 from lit_agentrl.datamodules.preference_file import Preference, read_preferences
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.image_reader import Resize, load_image_reader
 from lit_agentrl.models.policy import load_tokenizer
 from lit_agentrl.rollouts.chat import Chat, ChatMode
 from lit_agentrl.rows import Row
@@ -41,7 +42,7 @@ class PreferenceModule(Protocol):
         """Whether batches come with what the reference says of their rows."""
         ...
 
-    def reference_sums(self, batches: Sequence[PreferenceBatch]) -> list[list[float]]:
+    def reference_sums(self, batches: Iterable[PreferenceBatch]) -> list[list[float]]:
         """The reference's log-probability of every row of some batches."""
         ...
 
@@ -68,6 +69,9 @@ class PreferenceDataModule(L.LightningDataModule):
         seed: Of the order.
         chat: How the turns of a prompt follow one another: as in the rollouts that the pairs come from. With `rebuild`
             a prompt is one turn.
+        resize: How images are resized before the model's own processor: as in those rollouts.
+        crop: Least and most share of an image that is left where the module's loss wants it corrupted (mDPO): another
+            part in every epoch, or, where the module computes its reference once, the same.
     """
 
     def __init__(
@@ -79,16 +83,21 @@ class PreferenceDataModule(L.LightningDataModule):
         max_tokens: int = 8192,
         seed: int = 0,
         chat: ChatMode = "append",
+        resize: Resize | None = None,
+        crop: tuple[float, float] = (0.01, 0.2),
     ) -> None:
         super().__init__()
+        if not 0 < crop[0] <= crop[1] <= 1:
+            raise UserError(f"crop={list(crop)}: give the least and the most share of an image, above 0 and up to 1.")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1.")
         if max_tokens < max_length:
             raise UserError(f"max_tokens={max_tokens} is below max_length={max_length}: raise it, or lower max_length.")
         self.preferences = read_preferences(Path(path))
-        self.path, self.pretrained, self.chat_mode = path, tokenizer, chat
+        self.path, self.pretrained, self.chat_mode, self.crop = path, tokenizer, chat, crop
         self.batch_size, self.max_length, self.max_tokens, self.seed = batch_size, max_length, max_tokens, seed
         self.tokenizer = load_tokenizer(tokenizer)
+        self._reader = load_image_reader(tokenizer, resize)
         self.pairs: list[Pair] = []
         self.iteration_metrics: dict[str, float] = {}
         self._reference: list[list[float]] | None = None
@@ -97,12 +106,13 @@ class PreferenceDataModule(L.LightningDataModule):
         """Tokenise every pair, once."""
         if self.pairs or stage != "fit":
             return
-        chat = Chat(self.tokenizer, self.chat_mode)
+        chat = Chat(self.tokenizer, self.chat_mode, self._reader)
         everything = [_rows(chat, preference) for preference in self.preferences]
         self.pairs = [pair for pair in everything if max(len(row.token_ids) for row in pair) <= self.max_length]
         self.iteration_metrics = {
             "pairs": float(len(self.pairs)),
             "too_long": float(len(everything) - len(self.pairs)),
+            "with_images": float(sum(bool(pair[0].images) for pair in self.pairs)),
         }
         if not self.pairs:
             raise UserError(
@@ -114,6 +124,7 @@ class PreferenceDataModule(L.LightningDataModule):
         assert self.trainer is not None
         module = self._module()
         epoch = finished_epochs(self.trainer)
+        self._corrupt(module, epoch)
         if module.caches_reference and self._reference is None:
             self._reference = self._reference_of_all(module)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs)).tolist()
@@ -137,16 +148,28 @@ class PreferenceDataModule(L.LightningDataModule):
             )
         return module
 
+    def _corrupt(self, module: PreferenceModule, epoch: int) -> None:
+        """Give every pair its third row, where the module wants one; its draws depend on seed, epoch and pair alone."""
+        if not module.corrupts_images:
+            return
+        if not self.iteration_metrics["with_images"]:
+            raise UserError(f"{self.path} has no images, so there are none to corrupt: leave the `image` term out.")
+        number = 0 if module.caches_reference else epoch
+        for i, pair in enumerate(self.pairs):
+            pair[2:] = [corrupted(pair[0], np.random.default_rng([self.seed, number, i]), self.crop)]
+
     def _step(self, chosen: Sequence[int], shared: bool) -> _Step:
         rank, size = distributed.world()
         mine = list(chosen[rank::size])
-        plan = plan_pairs([self.pairs[i] for i in mine], self.max_tokens, shared=shared)
+        image_token_id = None if self._reader is None else self._reader.image_token_id
+        pairs = [self.pairs[i] for i in mine]
+        plan = plan_pairs(pairs, self.max_tokens, shared=shared, image_token_id=image_token_id)
         return _Step(list(chosen), [[mine[i] for i in part] for part in plan])
 
     def batch(self, chosen: Sequence[int], step: Sequence[int], num_updates: int) -> PreferenceBatch:
         """The micro-batch of some pairs of an optimiser step."""
         pairs = [self.pairs[i] for i in chosen] or [empty_pair(len(self.pairs[0]))]
-        batch = collate_pairs(pairs, [self.pairs[i] for i in step], num_updates)
+        batch = collate_pairs(pairs, [self.pairs[i] for i in step], num_updates, self._reader)
         if self._reference is not None:
             sums = [self._reference[i] for i in chosen] or [[0.0] * batch.rows_per_pair]
             batch.reference_sums = [value for pair in sums for value in pair]
@@ -159,7 +182,7 @@ class PreferenceDataModule(L.LightningDataModule):
         """
         everything = list(range(len(self.pairs)))
         plan = self._step(everything, module.shares_prefixes).plan
-        batches = [self.batch(part, everything, 1) for part in plan]
+        batches = (self.batch(part, everything, 1) for part in plan)  # one at a time: images are many, and large
         rows_per_pair = len(self.pairs[0])
         mine: dict[int, list[float]] = {}
         for part, sums in zip(plan, module.reference_sums(batches), strict=True):
@@ -194,13 +217,14 @@ def _rows(chat: Chat, preference: Preference) -> Pair:
     """
     if len(preference.turns) > 1 and chat.mode == "rebuild":
         raise UserError(f"{preference.place}: a prompt of several turns needs --data.chat append, or inline.")
-    context = chat.opening(Observation(preference.turns[0], preference.system))
+    first = Observation(preference.turns[0], preference.system, images=preference.images)
+    context = chat.opening(first)
     for answer, turn in zip(preference.turns[1::2], preference.turns[2::2], strict=True):
         context = chat.next_context(context, chat.action_ids(answer), Observation(turn))
     pair = []
     for answer in (preference.chosen, preference.rejected):
         ids = chat.action_ids(answer)
-        row = Row()
+        row = Row(images=preference.images)
         row.extend(context)
         row.extend(ids, [0.0] * len(ids))
         pair.append(row)

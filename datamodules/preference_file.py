@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_agentrl.errors import UserError
-from lit_agentrl.images import ImageRef
+from lit_agentrl.images import ImageRef, image_ref
 
 FIELDS = ("prompt", "chosen", "rejected")
 EXAMPLE = (
@@ -137,20 +136,22 @@ def _image(value: Any, place: str, folder: Path) -> ImageRef:
     if not file.is_file():
         raise UserError(f"{place}: there is no image {str(file)!r}. Relative paths start at the preference file.")
     stat = file.stat()
-    found, expected = _sha256(file, stat.st_size, stat.st_mtime_ns), given.get("sha256")
-    if expected is not None and expected != found:
+    try:
+        image = _reference(file, stat.st_size, stat.st_mtime_ns)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    if given.get("sha256") not in (None, image.sha256):
         raise UserError(
-            f"{place}: {file} has the SHA-256 {found}, not {expected}: it is not the image that the pair is about. "
-            "Bring the image back, or mine the pairs anew."
+            f"{place}: {file} has the SHA-256 {image.sha256}, not {given['sha256']}: it is not the image that the pair "
+            "is about. Bring the image back, or mine the pairs anew."
         )
-    return ImageRef(str(file), found)
+    return image
 
 
 @lru_cache(maxsize=4096)
-def _sha256(file: Path, size: int, changed: int) -> str:
-    """Of a file as it is now: pairs share images."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _reference(file: Path, size: int, changed: int) -> ImageRef:
+    """A file as it is now: pairs share images, and each is hashed once."""
+    return image_ref(file)
 
 
 def _short(value: Any) -> str:

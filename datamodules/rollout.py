@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
@@ -27,6 +27,8 @@ from lit_agentrl.datamodules.statistics import (
 from lit_agentrl.envs.pool import EnvironmentPool
 from lit_agentrl.envs.process import ProcessHost
 from lit_agentrl.errors import UserError
+from lit_agentrl.images import ImageReader
+from lit_agentrl.models.image_reader import Resize, load_image_reader
 from lit_agentrl.models.policy import load_tokenizer, max_context
 from lit_agentrl.rewards import Reward, check_rewards, score
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
@@ -39,6 +41,7 @@ from lit_agentrl.rollouts.memory import Memory
 from lit_agentrl.rows import assemble, split_updates, to_rows
 from lit_agentrl.types import (
     Engine,
+    Environment,
     EnvironmentSuite,
     Ledger,
     SamplingParams,
@@ -48,6 +51,9 @@ from lit_agentrl.types import (
 )
 
 log = logging.getLogger(__name__)
+
+Wrap = Callable[[str, Environment], Environment]
+"""Makes of a task's environment another one."""
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -77,6 +83,7 @@ class RolloutDataModule(L.LightningDataModule):
         num_workers: Threads, or processes, that step environments.
         workers: What they are; `auto` is processes for environments that ask for them (`needs_process`).
         step_deadline: Seconds an environment may take for one call before its episode fails.
+        resize: How images are resized before the model's own processor; None leaves all to that.
         seed: Of prompts and sampling.
     """
 
@@ -102,6 +109,7 @@ class RolloutDataModule(L.LightningDataModule):
         num_workers: int = 8,
         workers: Literal["auto", "threads", "processes"] = "auto",
         step_deadline: float = 60.0,
+        resize: Resize | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -113,7 +121,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.group_size = self.rollout.group_size(group_size)
         self.max_length, self.max_tokens = max_length, max_tokens
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
-        self.memory, self.budget = memory, budget
+        self.memory, self.budget, self.resize = memory, budget, resize
         self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
         self.host = self._process_host(workers)
         """The worker processes, where environments run in such."""
@@ -129,6 +137,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._collected = -1
         self._position = 0
         self._ready: tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool] | None = None
+        self._reader: ImageReader | None = None
 
     def _check_arguments(self) -> None:
         check_rewards(self.rewards)
@@ -195,9 +204,12 @@ class RolloutDataModule(L.LightningDataModule):
         if self._ready is None:
             tokenizer = load_tokenizer(self.pretrained)
             self.engine.use_tokenizer(tokenizer)
+            self._reader = load_image_reader(self.pretrained, self.resize)
+            if self._reader is not None:
+                self.engine.use_image_reader(self._reader)
             # A process keeps the deadline itself: the pool's threads only wait for it.
             pool = EnvironmentPool(self.num_workers, None if self.host else self.step_deadline)
-            self._ready = tokenizer, Chat(tokenizer, self.chat_mode), pool
+            self._ready = tokenizer, Chat(tokenizer, self.chat_mode, self._reader), pool
         return self._ready
 
     def setup(self, stage: str) -> None:
@@ -266,6 +278,7 @@ class RolloutDataModule(L.LightningDataModule):
             shared=module.shares_prefixes,
             temperature=self.sampling.temperature,
             sum_weights=None if module.credit == "sum" else distributed.reduce_floats,
+            reader=self._reader,
         )
         self.trainer.accumulate_grad_batches = per_step
         module.prepare(self._batches)
@@ -308,7 +321,12 @@ class RolloutDataModule(L.LightningDataModule):
         return has_signal(group, self.signal)
 
     def _roll_out(
-        self, prompts: Sequence[Prompt], group_size: int, sampling: SamplingParams, iteration: int
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: SamplingParams,
+        iteration: int,
+        wrap: Wrap | None = None,
     ) -> list[TrajectoryGroup]:
         assert self.trainer is not None
         _, chat, pool = self._parts()
@@ -322,12 +340,12 @@ class RolloutDataModule(L.LightningDataModule):
             self.engine,
             chat,
             pool,
-            self.host.make if self.host else self.environment.make,
+            _wrapped(self.host.make if self.host else self.environment.make, wrap),
             sampling,
             self.max_length,
             self.seed,
             iteration,
-            None if iteration == EVALUATION else self.budget,
+            None if iteration in (EVALUATION, OUTSIDE) else self.budget,
             self.memory,
         )
         with self.trainer.precision_plugin.forward_context():
@@ -362,6 +380,19 @@ class RolloutDataModule(L.LightningDataModule):
         shares = distributed.gather(groups)
         return [shares[i % size][i // size] for i in range(len(tasks))]
 
+    def play(
+        self, prompts: Sequence[Prompt], group_size: int | None = None, wrap: Wrap | None = None
+    ) -> list[TrajectoryGroup]:
+        """Groups of some prompts, sampled as training does, for other uses than training: no budget counts them.
+
+        Args:
+            prompts: On this rank.
+            group_size: Trajectories of a prompt; the training's by default.
+            wrap: What to play in the place of every task's environment.
+        """
+        self._sync()
+        return self._roll_out(prompts, group_size or self.group_size, self.sampling, OUTSIDE, wrap)
+
     def teardown(self, stage: str) -> None:
         """End the worker processes; another stage starts its own."""
         if self.host:
@@ -390,5 +421,11 @@ class RolloutDataModule(L.LightningDataModule):
         self.total_seconds = float(state_dict["total_seconds"])
 
 
+def _wrapped(make: Callable[[str], Environment], wrap: Wrap | None) -> Callable[[str], Environment]:
+    return make if wrap is None else lambda task: wrap(task, make(task))
+
+
 EVALUATION = -1
 """The iteration number that keys evaluation rollouts: the same draws whenever the same policy is evaluated."""
+OUTSIDE = -2
+"""That of rollouts for other uses (`play`)."""

@@ -16,6 +16,7 @@ usage: lit-agentrl COMMAND [options]
   fit        train: lit-agentrl fit --config configs/experiment/NAME.yaml [--model.X --data.X --trainer.X]
   evaluate   success on held-out tasks without training (add --ckpt_path or --model.pretrained)
   doctor     is sharing prefixes right and worth it, how noisy are ratios: on your model and rows, with fit's options
+  mine-preferences    pairs of a better and a worse answer, for DPO: lit-agentrl mine-preferences --config FILE
   validate   the same through Lightning's validation loop
   test       the same through Lightning's test loop
   pipeline   a chain of stages: lit-agentrl pipeline configs/pipeline/quickstart.yaml
@@ -31,7 +32,7 @@ usage: lit-agentrl COMMAND [options]
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor")
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor", "mine-preferences")
 OWN_COMMANDS = {
     "pipeline": "lit_agentrl.pipeline",
     "compare": "lit_agentrl.compare",

@@ -7,7 +7,9 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import lightning as L
@@ -23,6 +25,7 @@ from lit_agentrl import __version__
 from lit_agentrl import datamodules as _datamodules  # noqa: F401
 from lit_agentrl import envs as _envs  # noqa: F401
 from lit_agentrl import methods as _methods  # noqa: F401
+from lit_agentrl import preferences as _preferences  # noqa: F401
 from lit_agentrl import retrieval as _retrieval  # noqa: F401
 from lit_agentrl import rollouts as _rollouts  # noqa: F401
 from lit_agentrl.callbacks import (
@@ -46,6 +49,8 @@ from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import write_text
 from lit_agentrl.methods.language import LanguageModule
+from lit_agentrl.preferences import Mining
+from lit_agentrl.preferences.stage import MiningRun
 
 # In the order they run; each has a section of its name. The last ones read what the first ones log.
 STANDING_CALLBACKS = {
@@ -61,6 +66,9 @@ STANDING_CALLBACKS = {
     "checkpoint": IterationCheckpoint,
 }
 
+OWN_SUBCOMMANDS = ("evaluate", "doctor", "mine_preferences")
+"""Methods of `AgentTrainer` beside Lightning's."""
+
 
 class AgentParser(LightningArgumentParser):
     """Says what is wrong without the hundred lines of usage that argparse would print first."""
@@ -75,7 +83,10 @@ class AgentParser(LightningArgumentParser):
 
 
 class AgentTrainer(L.Trainer):
-    """Lightning's Trainer with `evaluate` and `doctor`."""
+    """Lightning's Trainer with `evaluate`, `doctor` and `mine_preferences`."""
+
+    options: Mapping[str, Any] = MappingProxyType({})
+    """The command's configuration, as plain values."""
 
     def evaluate(
         self,
@@ -133,6 +144,28 @@ class AgentTrainer(L.Trainer):
         if not checkup.findings.is_healthy:
             raise SystemExit(1)
 
+    def mine_preferences(
+        self,
+        model: L.LightningModule,
+        mine: Mining,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Play tasks and write pairs of a better and a worse answer, for DPO.
+
+        Args:
+            model: The module whose policy plays.
+            mine: How pairs are found and filtered.
+            datamodule: Where its tasks come from.
+            ckpt_path: A checkpoint to take the weights from; without one, `model.pretrained` plays as it is.
+            weights_only: As in `test`.
+        """
+        options = {name: self.options.get(name) for name in ("model", "data", "mine", "seed_everything")}
+        options["mine"] = {**(options["mine"] or {}), "output": None}
+        self.callbacks.append(MiningRun(mine, options, ckpt_path))  # type: ignore[attr-defined]
+        self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+
 
 class SaveConfig(SaveConfigCallback):
     """Writes `<run>/config.yaml` when a fit starts: the record of what was run, and what a resume is compared with."""
@@ -159,7 +192,12 @@ class AgentRLCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, without `predict`, and the project's own."""
         commands = {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
-        return commands | {name: {"model", "datamodule"} for name in ("evaluate", "doctor")}
+        return commands | {name: {"model", "datamodule"} for name in OWN_SUBCOMMANDS}
+
+    def before_mine_preferences(self) -> None:
+        """What was asked for decides whether a stopped run may go on."""
+        assert isinstance(self.trainer, AgentTrainer)
+        self.trainer.options = self._dumped()
 
     def _parse_ckpt_path(self) -> None:
         """Resume with the configuration given now; Lightning would let the checkpoint's win (Lightning #21455)."""
@@ -203,7 +241,7 @@ class AgentRLCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         """Leave out what reads rollouts where the datamodule collects none."""
-        if self.subcommand == "doctor":
+        if self.subcommand in ("doctor", "mine_preferences"):
             callbacks = []
         if not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
@@ -212,7 +250,9 @@ class AgentRLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log to CSV files inside the run folder where no logger was asked for."""
         config = self.config[self.subcommand].trainer
-        if self.subcommand != "doctor" and config.logger in (None, True):
+        if self.subcommand == "mine_preferences":
+            kwargs["logger"] = False  # there is nothing to log
+        elif self.subcommand != "doctor" and config.logger in (None, True):
             folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
             kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
         return super().instantiate_trainer(**kwargs)
@@ -287,5 +327,5 @@ def run(args: list[str]) -> None:
             auto_configure_optimizers=False,
             parser_class=AgentParser,
             parser_kwargs={"parser_mode": "omegaconf+", "version": __version__},
-            args=args,
+            args=[args[0].replace("-", "_"), *args[1:]],  # a subcommand is a method of the trainer
         )

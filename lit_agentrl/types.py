@@ -79,6 +79,10 @@ class Step:
     """Whether history was left out of the prompt to fit the context."""
     images: tuple[Image, ...] = ()
     """The images that `context_ids` has placeholders for, in order."""
+    system: str = ""
+    """The system prompt that holds at the step."""
+    prompt: str = ""
+    """The user turn that the action answers: the observation's text, or what a memory made of it."""
 
 
 @dataclass(slots=True)

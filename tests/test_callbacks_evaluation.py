@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from callback_parts import FakeModule, FakeRollouts, trainer
 from lit_agentrl.callbacks import Evaluation, IterationCheckpoint, read_evaluations
+from lit_agentrl.envs import EchoSuite
 from lit_agentrl.errors import UserError
 from lit_agentrl.intervals import wilson_interval
 from lit_agentrl.types import SamplingParams
@@ -175,3 +177,42 @@ def test_two_evaluations_keep_their_own_state(tmp_path):
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     states = {key: value for key, value in checkpoint["callbacks"].items() if key.startswith("Evaluation")}
     assert [len(state["results"]) for _, state in sorted(states.items())] == [1, 0]
+
+
+class Judged(EchoSuite):
+    """A suite that has something to say of all episodes together."""
+
+    def __init__(self, **numbers):
+        self.numbers = numbers
+
+    def summary(self, groups):
+        return {"num_groups": float(len(groups)), **self.numbers}
+
+
+def test_a_suite_sums_up_an_evaluation(tmp_path, capsys):
+    data, logger = FakeRollouts(), CSVLogger(tmp_path, name="", version="")
+    data.environment = Judged(macro_f1=0.5, macro_f1_low=0.25, macro_f1_high=0.75, nothing=math.nan)
+    evaluation = Evaluation(num_tasks=4)
+    trainer(tmp_path, evaluation, logger=logger).fit(FakeModule(), datamodule=data)
+    for record in (*evaluation.results, *read_evaluations(tmp_path)):
+        assert (record["metrics"]["num_groups"], record["metrics"]["macro_f1"]) == (4.0, 0.5)
+        assert record["metrics"]["nothing"] is None
+    assert "  macro_f1: 50.0 % [25.0, 75.0]" in capsys.readouterr().out.splitlines()
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"eval/num_groups", "eval/macro_f1_low"} <= set(header)
+
+
+def test_a_suite_may_not_measure_what_every_evaluation_does(tmp_path):
+    data = FakeRollouts()
+    data.environment = Judged(success=1.0)
+    with pytest.raises(UserError, match=r"summary gives success, which every evaluation measures"):
+        trainer(tmp_path, Evaluation()).fit(FakeModule(), datamodule=data)
+
+
+def test_kinds_whose_outcome_nobody_knows_have_no_line():
+    metrics = {"num_tasks/talk": 0.0, "success/talk": None}
+    for kind in ("a", "b"):
+        metrics |= {f"num_tasks/{kind}": 2.0, f"success/{kind}": 0.5, f"success_low/{kind}": 0.1}
+        metrics[f"success_high/{kind}"] = 0.9
+    lines = Evaluation.kinds({"metrics": metrics})
+    assert lines == [f"{kind}: 50.0 % [10.0, 90.0] of 2" for kind in ("a", "b")]

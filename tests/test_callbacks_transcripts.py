@@ -41,9 +41,9 @@ def test_a_record_holds_what_happened():
         "tree_id": 3,
         "steps": [
             {"observation": "a", "action": "b", "valid": True, "reward": 0.25, "context_tokens": 1, "action_tokens": 1,
-             "mean_logprob": -1.0, "finish": "stop"},
+             "mean_logprob": -1.0, "finish": "stop", "images": []},
             {"observation": "c", "action": "dd", "valid": None, "reward": 0.0, "context_tokens": 1,
-             "action_tokens": 2, "mean_logprob": -0.25, "finish": "stop"},
+             "action_tokens": 2, "mean_logprob": -0.25, "finish": "stop", "images": []},
         ],
         "rewards": {"solved": 0.0},
         "total_reward": 0.0,

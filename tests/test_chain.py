@@ -149,7 +149,7 @@ def test_a_step_keeps_the_state_and_what_became_of_its_action():
 
 def test_images_are_refused_before_anything_is_generated():
     engine = Script()
-    with pytest.raises(UserError, match="observation to text"):
+    with pytest.raises(UserError, match="used as a model of text"):
         roll(["task1"], engine, kind=Painter)
     assert engine.contexts == []
 

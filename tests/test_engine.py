@@ -64,6 +64,13 @@ class StubbornLlama(LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
+class StubbornMistral(MistralForCausalLM):
+    """The same, with a sliding window in every layer."""
+
+    def forward(self, *args: object, position_ids: torch.Tensor | None = None, **kwargs: object) -> object:
+        return super().forward(*args, **kwargs)
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
@@ -78,6 +85,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=WINDOW, layer_types=LAYERS)
     ),
     "llama-own-positions": lambda: StubbornLlama(LlamaConfig(**SIZES)),
+    "mistral-sliding-own-positions": lambda: StubbornMistral(MistralConfig(**SIZES, sliding_window=WINDOW)),
     "bloom-alibi": lambda: BloomForCausalLM(
         BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=2, n_head=4, initializer_range=0.25)
     ),
@@ -87,7 +95,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         )
     ),
 }
-PLAIN = {"llama-own-positions", "bloom-alibi", "mamba"}
+PLAIN = {"llama-own-positions", "mistral-sliding-own-positions", "bloom-alibi", "mamba"}
 
 
 def build(family: str = "llama", seed: int = 0) -> PreTrainedModel:

@@ -72,6 +72,14 @@ def test_a_negative_window_is_refused():
         HistoryWindow(-1)
 
 
+def written(chat: Chat, *more: object) -> tuple[list[int], bool]:
+    """Ids and whether history is missing; the text is what the ids were made of."""
+    prompt = next_prompt(chat, *more)
+    if chat.mode == "rebuild":
+        assert prompt.token_ids == chat.opening(Observation(prompt.text, HERE.system))
+    return prompt.token_ids, prompt.is_shortened
+
+
 def prompt_with(shown: int) -> list[int]:
     return CHAT.opening(Observation(HistoryWindow("all").text(STEPS, HERE, shown), HERE.system))
 
@@ -80,18 +88,18 @@ def prompt_with(shown: int) -> list[int]:
 def test_the_oldest_history_goes_first(shown):
     """One token short of the next step: exactly the steps that fit are shown."""
     room = len(prompt_with(shown + 1)) - 1
-    assert next_prompt(CHAT, HistoryWindow("all"), STEPS, HERE, room) == (prompt_with(shown), True)
+    assert written(CHAT, HistoryWindow("all"), STEPS, HERE, room) == (prompt_with(shown), True)
 
 
 def test_a_prompt_that_fits_is_whole():
     whole = prompt_with(3)
-    assert next_prompt(CHAT, HistoryWindow("all"), STEPS, HERE, len(whole)) == (whole, False)
+    assert written(CHAT, HistoryWindow("all"), STEPS, HERE, len(whole)) == (whole, False)
 
 
 def test_a_prompt_too_long_without_history_is_given_back():
     """The rollout sees its length and ends the episode."""
-    assert next_prompt(CHAT, HistoryWindow("all"), STEPS, HERE, 10) == (prompt_with(0), True)
-    assert next_prompt(CHAT, HistoryWindow(0), STEPS, HERE, 10) == (prompt_with(0), False)
+    assert written(CHAT, HistoryWindow("all"), STEPS, HERE, 10) == (prompt_with(0), True)
+    assert written(CHAT, HistoryWindow(0), STEPS, HERE, 10) == (prompt_with(0), False)
 
 
 @pytest.mark.parametrize("num_steps", [5, 40])
@@ -103,14 +111,15 @@ def test_as_many_steps_as_fit_whatever_their_lengths(num_steps):
     ]
     for room in range(len(prompts[0]), len(prompts[-1]), 37):
         expected = max((p for p in prompts if len(p) <= room), key=len)
-        assert next_prompt(CHAT, HistoryWindow("all"), steps, HERE, room) == (expected, True)
+        assert written(CHAT, HistoryWindow("all"), steps, HERE, room) == (expected, True)
 
 
 def test_without_a_memory_the_chat_decides():
     last = Step(CHAT.opening(HERE), [5, 6], [0.0, 0.0])
     append = Chat(CHAT.tokenizer)
-    assert next_prompt(CHAT, None, [last], HERE, 0) == (CHAT.opening(HERE), False)
-    assert next_prompt(append, None, [last], HERE, 0) == (append.next_context(last.context_ids, [5, 6], HERE), False)
+    assert written(CHAT, None, [last], HERE, 0) == (CHAT.opening(HERE), False)
+    assert written(append, None, [last], HERE, 0) == (append.next_context(last.context_ids, [5, 6], HERE), False)
+    assert next_prompt(append, None, [last], HERE, 0).text == HERE.text
 
 
 class Corridor:

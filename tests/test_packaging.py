@@ -71,6 +71,12 @@ def test_wheel_holds_every_module_and_its_types(wheel: zipfile.ZipFile) -> None:
     assert {"lit_agentrl/py.typed", *files_of("lit_agentrl")} <= set(wheel.namelist())
 
 
+def test_wheel_holds_the_notes(wheel: zipfile.ZipFile) -> None:
+    notes = [path.relative_to(ROOT).as_posix() for path in (ROOT / "lit_agentrl" / "knowledge" / "notes").glob("*.txt")]
+    assert len(notes) > 1
+    assert set(notes) <= set(wheel.namelist())
+
+
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = Parser().parsestr(info(wheel, "METADATA"))
     assert metadata["Version"] == lit_agentrl.__version__
@@ -103,7 +109,12 @@ def test_every_imported_package_is_declared() -> None:
     """What comes along with another dependency today may not tomorrow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    modules = {"pyyaml": "yaml", "faiss-cpu": "faiss", "sentence-transformers": "sentence_transformers"}
+    modules = {
+        "pyyaml": "yaml",
+        "faiss-cpu": "faiss",
+        "sentence-transformers": "sentence_transformers",
+        "pillow": "PIL",
+    }
     declared = {modules.get(name := re.match(r"[\w-]+", line)[0], name) for line in requirements}
     names = set()
     for package in ("lit_agentrl", *LINKED):

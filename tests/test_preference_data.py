@@ -167,7 +167,7 @@ def test_long_pairs_are_left_out_whole_and_counted(tiny_lm: str, tmp_path: Path)
     path = write_pairs(tmp_path / "p.jsonl", [*echo_pairs(3), pair("x", "short", "long" * 60)])
     data = rows(tiny_lm, path, max_length=200)
     assert [len(each) for each in data.pairs] == [2, 2, 2]
-    assert data.iteration_metrics == {"pairs": 3.0, "too_long": 1.0}
+    assert data.iteration_metrics == {"pairs": 3.0, "too_long": 1.0, "with_images": 0.0}
     with pytest.raises(UserError, match="None of the 4 pairs fits max_length=20"):
         rows(tiny_lm, path, max_length=20)
 

@@ -9,6 +9,8 @@ import pytest
 from derm_parts import Pixels
 from lit_agentrl.envs import (
     BlackjackSuite,
+    ConversationSuite,
+    DermatologyPanel,
     EchoSuite,
     EZPointsSuite,
     NumberLineSuite,
@@ -43,6 +45,8 @@ SUITES = {
     "blackjack": BlackjackSuite,
     "search": lambda: SearchSuite(questions(), Library()),
     "dermatology": lambda: RecognitionSuite(Pixels()),
+    "dermatology, words": lambda: ConversationSuite(Pixels()),
+    "dermatology, both": lambda: DermatologyPanel(RecognitionSuite(Pixels()), ConversationSuite(Pixels())),
     "web": lambda: WebSuite(questions(), Library()),
 }
 

@@ -82,6 +82,12 @@ CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
         vision_config=_SIGLIP | {"model_type": "clip_vision_model", "projection_dim": 16, "image_size": 8},
         image_token_index=IMAGE,
     ),
+    "llava_dinov2": lambda: tf.LlavaConfig(
+        text_config=_TEXT | {"model_type": "llama"},
+        vision_config={"model_type": "dinov2", "image_size": 8, "patch_size": PATCH, "mlp_ratio": 2}
+        | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        image_token_index=IMAGE,
+    ),
 }
 BIDIRECTIONAL: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "gemma3": lambda: tf.Gemma3Config(
@@ -97,6 +103,10 @@ BIDIRECTIONAL: dict[str, Callable[[], tf.PreTrainedConfig]] = {
         projection_dim=32,
     ),
 }
+
+
+ONE_SIZE = ("llava", "llava_dinov2", "gemma3", "paligemma")
+"""Families all of whose pictures fill equally many placeholders."""
 
 
 def build_vlm(name: str, dtype: torch.dtype = torch.float64) -> tf.PreTrainedModel:
@@ -116,9 +126,9 @@ def picture(name: str, seed: int, size: tuple[int, int] = (4, 4), tiles: int = 1
         height, width = size
         values = torch.randn(height * width, 3 * 2 * PATCH * PATCH, generator=generator, dtype=torch.float64)
         return {"pixel_values": values, "image_grid_thw": torch.tensor([[1, height, width]])}
-    edge = 8 if name == "llava" else 16
+    edge = 8 if name.startswith("llava") else 16
     values = torch.randn(tiles, 3, edge, edge, generator=generator, dtype=torch.float64)
-    if name in ("llava", "gemma3", "paligemma"):
+    if name in ONE_SIZE:
         return {"pixel_values": values}
     mask = torch.ones(1, tiles, edge, edge, dtype=torch.long)
     mask[:, 0, :, edge - seed % 2 * PATCH :] = 0  # pictures with an odd seed are padded on the right
@@ -200,7 +210,7 @@ def two_questions(name: str) -> Rows:
 
 def several(name: str) -> Rows:
     """Several pictures a row, of different sizes (tiles) where the family has them, one of them twice."""
-    large = {} if name in ("llava", "gemma3", "paligemma") else {"size": (6, 4), "tiles": 2}
+    large = {} if name in ONE_SIZE else {"size": (6, 4), "tiles": 2}
     one, two = picture(name, 0), picture(name, 3, **large)
     prompt = [text(1, 2), one, text(2, 1), two, text(3, 2)]
     swapped = [text(1, 2), two, text(2, 1), one]

@@ -18,6 +18,7 @@ _NEGATIONS = frozenset(
 _NEGATION_ENDS = frozenset(
     {"but", "however", "although", "though", "whereas", "while", "yet", "instead", "show", "with", "it", "has", "have"}
 )
+_ARTICLES = frozenset({"a", "an", "the"})
 _BETWEEN_DISEASES = frozenset({"may_become", "differs_from"})
 _NO_DESCRIPTION = frozenset({"is_a", "coded_as"})
 TRAILING = 2
@@ -98,14 +99,14 @@ class FactReader:
     def _subject(
         self, words: Sequence[Word], names: Sequence[Mention[str]], cues: Sequence[Mention[str]]
     ) -> Mention[str] | None:
-        """The disease that a sentence is about: one before every cue, or after `of` and `for` (the border of ...)."""
+        """The disease that a sentence is about: one before every cue, or after `of` or `for` (the border of ...)."""
         first_cue = min((cue.start for cue in cues), default=len(words))
         ends = {cue.end for cue in cues}
         for name in names:
             if name.value not in self._diseases or name.start in ends:
                 continue
-            before = words[name.start - 1].key if name.start else ""
-            if (name.end <= first_cue and first_cue < len(words)) or before in ("of", "for"):
+            before = [word.key for word in words[: name.start] if word.key not in _ARTICLES][-1:]
+            if name.end <= first_cue < len(words) or before in (["of"], ["for"]):
                 return name
         return None
 

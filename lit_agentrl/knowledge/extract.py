@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lit_agentrl.knowledge.grammar import SYNONYM, Reading, readings
+from lit_agentrl.knowledge.grammar import SYNONYM, Reading, denies, readings
 from lit_agentrl.knowledge.names import name_key, tidy
 from lit_agentrl.knowledge.schema import Edge
 from lit_agentrl.knowledge.sentences import Sentence, sentences_of
@@ -91,6 +91,7 @@ def _read(sentence: Sentence, source: str, subject: str | None, known: Find, fou
             return about
         _add(reading, about, sentence, source, found)
         return about
+    reason = "it denies something" if denies(sentence.text) else reason
     found.unread.append(Unread(sentence.line, sentence.text, reason))
     return subject
 

@@ -56,13 +56,16 @@ def extract_with_model(
     found = Extraction(num_sentences=sum(count for *_, count in passages))
     headings = {name_key(item.text): item.text for item in sentences_of(text) if item.is_heading}
     for (line, passage, _), answer in zip(passages, answers, strict=True):
-        for written in dict.fromkeys(item.strip() for item in answer.splitlines()):
-            if written and written.upper() != "NONE":
-                checked = _check(written, passage, headings, find)
-                if isinstance(checked, str):
-                    found.unread.append(Unread(line, written, checked))
-                else:
-                    found.edges.append(Edge(*checked, source, f"line {line}, by a model", None, passage))
+        edges: dict[Edge, None] = {}
+        for written in filter(None, map(str.strip, answer.splitlines())):
+            if written.upper() == "NONE":
+                continue
+            checked = _check(written, passage, headings, find)
+            if isinstance(checked, str):
+                found.unread.append(Unread(line, written, checked))
+            else:
+                edges[Edge(*checked, source, f"line {line}, by a model", None, passage)] = None
+        found.edges += edges
     return found
 
 

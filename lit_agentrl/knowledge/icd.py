@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, ParseError, fromstring
+from xml.parsers.expat import ExpatError
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.knowledge.names import name_key
@@ -50,7 +51,7 @@ def read_tabular(content: bytes) -> list[Edge]:
     try:
         refuse_entities(content)
         root = fromstring(content)
-    except (ParseError, ValueError) as error:
+    except (ParseError, ExpatError, ValueError) as error:
         raise UserError(
             f"the ICD-10-CM file cannot be read ({error}). Install simple-icd-10-cm {TRIED} again."
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,7 +79,7 @@ def _as_user_error(path: Path) -> Iterator[None]:
 
 
 def _graphml(graph: KnowledgeGraph) -> bytes:
-    """Nodes with their other names as a JSON list, edges with the columns of a fact; nothing is left to defaults."""
+    """Nodes with their other names as a JSON list, edges with the columns of a fact that it has."""
     plain = nx.MultiDiGraph()
     for name in sorted(graph.network):
         others = graph.synonyms.get(name, ())
@@ -93,14 +93,16 @@ def _graphml(graph: KnowledgeGraph) -> bytes:
 
 
 def _from_graphml(content: bytes) -> KnowledgeGraph:
-    refuse_entities(content)
+    refuse_entities(content, _check_edge)
     plain = nx.read_graphml(io.BytesIO(content), force_multigraph=True)
-    edges = [Edge(**{"subject": start, "object": end} | _columns(data)) for start, end, data in plain.edges(data=True)]
+    edges = [Edge(**_columns({"subject": start, "object": end} | data)) for start, end, data in plain.edges(data=True)]
     names = {name: _listed(data["synonyms"]) for name, data in plain.nodes(data=True) if "synonyms" in data}
     return KnowledgeGraph(edges, names)
 
 
 def _columns(data: Mapping[str, Any]) -> dict[str, str]:
+    if missing := [name for name in COLUMNS[:4] if data.get(name) is None]:
+        raise ValueError(f"a fact lacks {', '.join(missing)}")
     return {name: str(data[name]) for name in COLUMNS if name in data}
 
 
@@ -111,12 +113,23 @@ def _listed(text: str) -> list[str]:
     return names
 
 
-def refuse_entities(content: bytes) -> None:
+def _check_edge(tag: str, attributes: Mapping[str, str]) -> None:
+    """Refuse an edge with one end: networkx would join it to a node that is called None."""
+    if tag.rpartition(":")[2] == "edge" and not {"source", "target"} <= attributes.keys():
+        raise ValueError("an edge lacks its source or target")
+
+
+def refuse_entities(content: bytes, check: Callable[[str, Mapping[str, str]], None] | None = None) -> None:
     """Refuse XML with a document type: entities are declared there, which can grow without bound or name other files.
 
     networkx reads by xml.etree, whose parser would expand them.
+
+    Args:
+        content: The file.
+        check: Looks at each element's tag and attributes.
     """
     parser = ParserCreate()
+    parser.StartElementHandler = check
 
     def refuse(name: str, *rest: object) -> None:
         raise ValueError(f"it declares a document type ({name}), which is not read as it may hold entities")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -127,7 +127,7 @@ class DPOModule(LanguageModule):
         if fresh and self.reference is not None:
             self.reference.attach(self.policy.lm)  # type: ignore[union-attr, arg-type]
 
-    def reference_sums(self, batches: Sequence[PreferenceBatch]) -> list[list[float]]:
+    def reference_sums(self, batches: Iterable[PreferenceBatch]) -> list[list[float]]:
         """The reference's log-probability of every row, [B] for each of `batches`, which lie on the CPU."""
         assert self.reference is not None
         lm = self.policy.lm  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.compiled import compile_layers
-from lit_agentrl.models.policy import Lora, load_policy
+from lit_agentrl.models.policy import Lora, Vision, load_policy
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.types import TrainBatch
 
@@ -24,7 +24,9 @@ class LanguageModule(L.LightningModule):
         pretrained: A local Hugging Face folder, a hub id, a GGUF file, or `smollm2-135m-instruct`.
         dtype: Of the weights in memory.
         attention: Transformers' attention implementation.
-        lora: Train adapters of this shape; None trains every weight.
+        lora: Train adapters of this shape; None trains every weight, but not those of a vision tower.
+        vision: Which parts of a vision-language model are trained: vision tower, connector, language model.
+        quantize: Hold the frozen weights under an adapter in 4 bits (`nf4`, QLoRA): less memory, more time.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         share_prefix: Encode the tokens that rows share once: where it is right and pays (`auto`), wherever it is right
             (`true`), never (`false`).
@@ -40,6 +42,8 @@ class LanguageModule(L.LightningModule):
         dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
         attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa",
         lora: Lora | None = None,
+        vision: Vision | None = None,
+        quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
         share_prefix: Literal["auto"] | bool = "auto",
         compile: bool = False,
@@ -49,6 +53,7 @@ class LanguageModule(L.LightningModule):
         super().__init__()
         self.pretrained = pretrained
         self.dtype_name, self.attention, self.lora = dtype, attention, lora
+        self.vision, self.quantize = vision, quantize
         self.gradient_checkpointing, self.share_prefix = gradient_checkpointing, share_prefix
         self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -66,6 +71,8 @@ class LanguageModule(L.LightningModule):
             dtype=self.dtype_name,
             attention=self.attention,
             lora=self.lora,
+            vision=self.vision,
+            quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
         )
         if self.compiles_layers:
@@ -116,6 +123,7 @@ class LanguageModule(L.LightningModule):
             targets=batch.action_mask,
             temperature=batch.temperature,
             entropy=entropy,
+            vision=batch.vision,
         )
         return scores
 

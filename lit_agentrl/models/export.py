@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import tempfile
@@ -12,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lit_agentrl.distributed import world
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.pretrained import PROCESSOR_FILES, find_file
+from lit_agentrl.models.quantized import is_quantized
+from lit_agentrl.models.trained_parts import FILE, trained_parts
+from lit_agentrl.models.vision_families import has_vision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +31,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_HOW_TO_MERGE = (
+    "To merge it, load the export with `load_policy`, which takes its base in full precision, and export that again."
+)
+
+log = logging.getLogger(__name__)
+
+
 def export(
     lm: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, merge: bool = True
 ) -> None:
     """Write weights (safetensors), configurations and the tokenizer with its chat template; `lm` stays as it is.
+
+    With a vision-language model go the files of its image processor, as they were in the folder that it was loaded
+    from. Where weights were trained whole beside an adapter, the adapter's folder gets a file of them, which only
+    `load_policy` reads: export merged for other tools.
 
     The folder is written beside its place and renamed into it, so it never holds half a model. An earlier export there
     is replaced. Rank 0 writes. A sharded model is gathered tensor by tensor, so then every rank has to call this.
@@ -37,13 +54,17 @@ def export(
         lm: The policy.
         tokenizer: The tokenizer that goes with it.
         folder: Where to write.
-        merge: Add an adapter's update to the weights that it adapts; otherwise write the adapter alone.
+        merge: Add an adapter's update to the weights that it adapts; otherwise write the adapter alone, as is done for
+            a model of 4-bit weights in any case.
 
     Raises:
         UserError: The folder holds something that is no earlier export.
     """
     target = Path(folder).absolute()
     _refuse_foreign(target)
+    if merge and is_quantized(lm):
+        log.warning("%s: 4-bit weights take no update, so the adapter alone is exported. %s", folder, _HOW_TO_MERGE)
+        merge = False
     if isinstance(lm, PeftModel) and not merge:
         write = _adapter_writer(lm)
     else:
@@ -55,10 +76,23 @@ def export(
     try:
         write(temporary)
         tokenizer.save_pretrained(temporary)
+        _copy_processor(lm, temporary)
         temporary.chmod(0o755)  # mkdtemp made it the user's alone
         _replace(target, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_processor(lm: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """What turns images into the model's inputs, copied from where its weights came from."""
+    if not has_vision(lm.config):
+        return
+    source = str(lm.config._name_or_path)
+    copied = [file for name in PROCESSOR_FILES if source and (file := find_file(source, name)) is not None]
+    for file in copied:
+        shutil.copyfile(file, folder / file.name)
+    if not copied:
+        log.warning("%s has no image processor's files: the export reads text, and images once they are added.", source)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -85,10 +119,13 @@ def _whole(tensor: Tensor) -> Tensor:
 def _adapter_writer(lm: PeftModel) -> Callable[[Path], None]:
     """What writes the adapter alone, its weights gathered already."""
     state = {name: _whole(tensor) for name, tensor in lm.state_dict().items() if ".lora_" in name}
+    beside = {name: _whole(weight.detach()).contiguous() for name, weight in trained_parts(lm.get_base_model()).items()}
 
     def write(folder: Path) -> None:
         # the embeddings are the base's: left at "auto", peft asks the hub whether they were resized
         lm.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+        if beside:
+            save_file(beside, folder / FILE)
 
     return write
 

@@ -1,27 +1,44 @@
-"""The policy: a causal language model with its tokenizer, whole or under a LoRA adapter, ready for RL."""
+"""The policy: a model of language, or of vision and language, whole or under a LoRA adapter, and its tokenizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.activations import recompute_activations
 from lit_agentrl.models.export import export
-from lit_agentrl.models.pretrained import Source, read_config, resolve
+from lit_agentrl.models.pretrained import Source, processor_template, read_config, resolve
+from lit_agentrl.models.quantized import Quantize, keep_gradients, quantization_config
+from lit_agentrl.models.trained_parts import load_trained_parts
+from lit_agentrl.models.vision_families import has_vision
+from lit_agentrl.models.vision_parts import Vision, adapter_targets, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from lit_agentrl.models.vision_parts import Part, State
+
     Policy = PreTrainedModel | PeftModel
 
-__all__ = ["Attention", "DType", "Lora", "check_tokenizer", "export", "load_policy", "load_tokenizer", "max_context"]
+__all__ = [
+    "Attention",
+    "DType",
+    "Lora",
+    "Quantize",
+    "Vision",
+    "check_tokenizer",
+    "export",
+    "load_policy",
+    "load_tokenizer",
+    "max_context",
+]
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
@@ -36,7 +53,8 @@ class Lora:
         alpha: Its scale, before the division by `r`.
         dropout: Only 0. The policy samples without dropout; with it, the same weights would give other
             log-probabilities in training, and the ratio of the first update would not be 1.
-        targets: "all-linear" (every linear layer but the output head), or the last parts of layers' names.
+        targets: "all-linear" (every linear layer but the output head), or the last parts of layers' names. Of a
+            vision-language model only the language model's layers, unless `Vision` puts other parts under the adapter.
     """
 
     r: int = 16
@@ -61,6 +79,8 @@ class Lora:
 def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to `pretrained` (see `load_policy`), checked against the model's configuration.
 
+    Its chat template is that of the model's processor, where a vision-language model has one of its own.
+
     Raises:
         UserError: Nothing to load, more tokens than the model has embeddings, no chat template, or no end token.
     """
@@ -70,6 +90,8 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"pretrained={pretrained!r}: its tokenizer cannot be loaded. {error}") from error
+    if has_vision(config) and (template := processor_template(source)) is not None:
+        tokenizer.chat_template = template
     check_tokenizer(tokenizer, config)
     return tokenizer
 
@@ -81,6 +103,8 @@ def load_policy(
     attention: Attention = "sdpa",
     lora: Lora | None = None,
     gradient_checkpointing: bool = False,
+    vision: Vision | None = None,
+    quantize: Quantize = "none",
 ) -> PreTrainedModel | PeftModel:
     """The model, in `eval()` mode and with every dropout at 0: sampling and training see the same network.
 
@@ -95,24 +119,41 @@ def load_policy(
         lora: An adapter to put on the model, drawn from `torch.initial_seed()`: the same on every rank and run of a
             seed, however many random numbers were drawn before. Seed all ranks alike (`seed_everything` does).
         gradient_checkpointing: Recompute each layer in backward instead of keeping its activations.
+        vision: Which parts of a vision-language model are trained; by default all but the vision tower, or the adapter
+            on the language model alone.
+        quantize: "nf4" holds the language model's frozen layers in 4 bits under an adapter (QLoRA, Dettmers et al.
+            2023); vision tower, connector and head stay as they are.
 
     Raises:
         UserError: The model cannot be found or loaded, or an option does not fit it.
     """
     source = resolve(pretrained)
+    has_adapter = source.adapter is not None or lora is not None
+    states = (vision or Vision()).states(has_adapter)
     if source.adapter is not None and lora is not None:
         raise UserError(
             f"pretrained={pretrained!r} is a LoRA adapter already: leave `lora` out, or export it merged first."
         )
-    lm = _load_weights(pretrained, source, dtype, attention)
+    config = read_config(pretrained, source)
+    if vision is not None and not has_vision(config):
+        raise UserError(f"pretrained={pretrained!r} is a model of text, which has no {vision}: leave `vision` out.")
+    if quantize != "none" and not has_adapter:
+        raise UserError(
+            f"quantize={quantize!r}: weights of 4 bits cannot be trained. Set `lora`, or quantize to 'none'."
+        )
+    lm = _load_weights(pretrained, source, config, dtype, attention, quantize)
+    if quantize != "none":
+        keep_gradients(lm)
     policy: Policy = lm
     if source.adapter is not None:
         policy = PeftModel.from_pretrained(lm, str(source.adapter), is_trainable=True)
         loaded = policy.peft_config["default"]
         assert isinstance(loaded, LoraConfig), "resolve() refuses other adapters"
         _refuse_tied_targets(lm, loaded.target_modules or [])
+        load_trained_parts(lm, source.adapter)
     elif lora is not None:
-        policy = _add_lora(lm, lora, pretrained)
+        policy = _add_lora(lm, lora, pretrained, states)
+    freeze(lm, states)
     if gradient_checkpointing:
         recompute_activations(lm)
     for module in policy.modules():
@@ -149,17 +190,21 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
         )
 
 
-def _load_weights(pretrained: str, source: Source, dtype: DType, attention: Attention) -> PreTrainedModel:
-    config = read_config(pretrained, source)
+def _load_weights(
+    pretrained: str, source: Source, config: PreTrainedConfig, dtype: DType, attention: Attention, quantize: Quantize
+) -> PreTrainedModel:
     _remove_dropout(config)
+    loader: Any = AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
+    options = {} if quantize == "none" else {"quantization_config": quantization_config(config, dtype, loader)}
     try:
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        lm: PreTrainedModel = loader.from_pretrained(
             source.weights,
             config=config,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             use_safetensors=True,  # a pickle runs code when it is read
             trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"pretrained={pretrained!r} cannot be loaded with attention={attention!r}. {error}") from error
@@ -168,16 +213,22 @@ def _load_weights(pretrained: str, source: Source, dtype: DType, attention: Atte
 
 def _remove_dropout(config: PreTrainedConfig) -> None:
     """Set every dropout of the configuration to 0: `eval()` does so too, until someone calls `train()`."""
-    for part in (config, config.get_text_config()):
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         for name, value in part.to_dict().items():
             if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
 
 
-def _add_lora(lm: PreTrainedModel, lora: Lora, pretrained: str) -> PeftModel:
+def _add_lora(lm: PreTrainedModel, lora: Lora, pretrained: str, states: dict[Part, State]) -> PeftModel:
     _refuse_tied_targets(lm, lora.targets)
+    targets, excluded = adapter_targets(lm, lora.targets, states)
     options = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, bias="none", task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        exclude_modules=excluded,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     try:
         with torch.random.fork_rng(devices=[]):
@@ -197,9 +248,9 @@ def _add_lora(lm: PreTrainedModel, lora: Lora, pretrained: str) -> PeftModel:
 
 def _refuse_tied_targets(lm: PreTrainedModel, targets: str | Collection[str]) -> None:
     """An adapter on one of two layers that share a weight could not be merged: the other would change with it."""
-    if not lm.config.get_text_config().tie_word_embeddings or isinstance(targets, str):
+    shared: tuple[Any, Any] = (lm.get_input_embeddings(), lm.get_output_embeddings())  # type: ignore[no-untyped-call]
+    if isinstance(targets, str) or shared[1] is None or shared[0].weight is not shared[1].weight:
         return
-    shared = (lm.get_input_embeddings(), lm.get_output_embeddings())  # type: ignore[no-untyped-call]  # upstream's
     names = {name.rpartition(".")[2] for name, part in lm.named_modules() if any(part is layer for layer in shared)}
     if found := names.intersection(targets):
         raise UserError(

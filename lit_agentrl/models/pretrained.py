@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.hub import cached_file
 
 from lit_agentrl.cache import cache_dir, one_process
 from lit_agentrl.errors import UserError, missing_extra
@@ -40,6 +41,12 @@ PACKAGED = {
 }
 
 
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers looks for the settings of an image processor."""
+PROCESSOR_FILES = (*IMAGE_PROCESSOR_FILES, "video_preprocessor_config.json")
+"""All of a processor that its tokenizer does not write."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where transformers and peft find the parts of a model."""
@@ -50,6 +57,12 @@ class Source:
     """A folder or a hub id."""
     adapter: Path | None = None
     """A folder with a LoRA adapter on top of `weights`."""
+
+    @property
+    def processor(self) -> str:
+        """A folder or a hub id: where the files of the image processor are."""
+        has_own = self.adapter is not None and any((self.adapter / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+        return str(self.adapter) if has_own else self.weights
 
 
 def resolve(pretrained: str) -> Source:
@@ -99,6 +112,34 @@ def read_config(pretrained: str, source: Source) -> PreTrainedConfig:
     except ValueError as error:  # an unknown architecture, a broken config.json, or code that only the repository has
         raise UserError(f"pretrained={pretrained!r}: its config.json cannot be used. {_first_line(error)}") from error
     return config
+
+
+def find_file(where: str, name: str) -> Path | None:
+    """A file of a model's folder or hub repository; None where there is none."""
+    if Path(where).is_dir():
+        return path if (path := Path(where) / name).is_file() else None
+    try:
+        found = cached_file(where, name, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):  # offline and not in the cache, or no hub id: a folder that is gone
+        return None
+    return None if found is None else Path(found)
+
+
+def processor_template(source: Source) -> str | None:
+    """The chat template that only a processor would find, where models keep it apart from their tokenizer's.
+
+    Raises:
+        UserError: The file that should have it is damaged.
+    """
+    for name in ("processor_config.json", "chat_template.json"):  # their precedence in transformers
+        if (file := find_file(source.tokenizer, name)) is not None:
+            try:
+                template = json.loads(file.read_text("utf-8")).get("chat_template")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{file} is damaged: {error}") from error
+            if isinstance(template, str):
+                return template
+    return None
 
 
 def dequantized(gguf: Path) -> str:

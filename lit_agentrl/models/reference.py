@@ -49,12 +49,18 @@ class Reference:
         """Take the policy's present weights as the reference.
 
         Raises:
-            UserError: "adapter_off" for a policy without an adapter.
+            UserError: "adapter_off" for a policy without an adapter, or with trained weights beside it.
         """
         if self.mode == "adapter_off" and not isinstance(lm, PeftModel):
             raise UserError(
                 "reference: mode='adapter_off' needs a policy with a LoRA adapter, and this one has none. Set `lora`, "
                 "or mode='frozen', which keeps a copy of the weights."
+            )
+        beside = [name for name in _trainable(lm) if "lora_" not in name]
+        if self.mode == "adapter_off" and beside:
+            raise UserError(
+                f"reference: mode='adapter_off' would leave {len(beside)} trained weights as they are, {beside[0]} for "
+                "one: `vision` trains them beside the adapter. Use mode='frozen', or put them under the adapter."
             )
         self._steps = 0
         self._shadow = {}

@@ -36,6 +36,8 @@ class VisionFamily:
     """Whether patches are one flat list with a grid beside it, and positions are [3, ...] (time, height, width)."""
     has_row_dimension: bool = False
     """Whether pixels are [rows, images, ...] rather than [images, ...]."""
+    connector: tuple[str, ...] = ("model.multi_modal_projector",)
+    """The names of what turns the tower's features into embeddings."""
     is_causal: bool = True
     """Whether image tokens see only what comes before them; if not, a prefix tree is wrong for rows with images."""
 
@@ -91,18 +93,41 @@ def _shuffled_patches(config: Any, pixels: Pixels) -> int:
     return tiles * ((height // patch) * (width // patch) // int(config.scale_factor) ** 2)
 
 
-def _all_patches(config: Any, pixels: Pixels) -> int:
+def _patches_of_tower(config: Any, pixels: Pixels) -> int:
+    """LLaVA: what the tower gives beside patches counts too, and "default" leaves out the first of all that."""
     tiles, _, height, width = pixels["pixel_values"].shape
-    patch = int(config.vision_config.patch_size)
-    return tiles * (height // patch) * (width // patch)
+    tower = config.vision_config
+    if tower.model_type not in _EXTRA_FEATURES:
+        raise UserError(
+            f"A LLaVA model on a {tower.model_type!r} tower: supported are {', '.join(_EXTRA_FEATURES)}, of which the "
+            "number of features is known."
+        )
+    extra: int = _EXTRA_FEATURES[tower.model_type](tower) - (config.vision_feature_select_strategy == "default")
+    patch = int(tower.patch_size)
+    return tiles * ((height // patch) * (width // patch) + extra)
 
 
 def _fixed_number(config: Any, pixels: Pixels) -> int:
     return len(pixels["pixel_values"]) * int(config.mm_tokens_per_image)
 
 
-_QWEN = VisionFamily(_merged_patches, names=("pixel_values", "image_grid_thw"), has_grid=True)
-_IDEFICS = VisionFamily(_shuffled_patches, optional=("pixel_attention_mask",), has_row_dimension=True)
+_EXTRA_FEATURES: dict[str, Callable[[Any], int]] = {
+    "clip_vision_model": lambda tower: 1,  # the class token
+    "dinov2": lambda tower: 1,
+    "dinov2_with_registers": lambda tower: 1 + int(tower.num_register_tokens),
+    "siglip_vision_model": lambda tower: 0,
+}
+"""What vision towers give beside patches."""
+
+_QWEN = VisionFamily(
+    _merged_patches,
+    names=("pixel_values", "image_grid_thw"),
+    has_grid=True,
+    connector=("model.visual.merger", "model.visual.deepstack_merger_list"),
+)
+_IDEFICS = VisionFamily(
+    _shuffled_patches, optional=("pixel_attention_mask",), has_row_dimension=True, connector=("model.connector",)
+)
 
 FAMILIES: dict[str, VisionFamily] = {
     "qwen2_vl": _QWEN,
@@ -110,9 +135,14 @@ FAMILIES: dict[str, VisionFamily] = {
     "qwen3_vl": _QWEN,
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
-    "llava": VisionFamily(_all_patches),
+    "llava": VisionFamily(_patches_of_tower),
     "gemma3": VisionFamily(_fixed_number, is_causal=False),
 }
+
+
+def has_vision(config: PreTrainedConfig) -> bool:
+    """Whether a model with this configuration has a part that takes images."""
+    return "vision_config" in config.sub_configs
 
 
 def family_of(config: PreTrainedConfig) -> VisionFamily:

@@ -44,7 +44,8 @@ def parsed(owner: str, stage: Stage) -> str:
             run([*stage.arguments(resume=False), "--print_config"])
     except SystemExit as end:
         if end.code:
-            raise UserError(f"{owner}: {errors.getvalue().strip().removeprefix('error: ')}") from None
+            text = errors.getvalue().partition("\nAll options with their values")[0]
+            raise UserError(f"{owner}: {text.strip().removeprefix('error: ')}") from None
     text = written.getvalue()
     config: dict[str, Any] = yaml.safe_load(text)
     for key in ("model", "data"):

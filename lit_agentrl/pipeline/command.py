@@ -19,6 +19,7 @@ from lit_agentrl.pipeline.plan import State, dependents, look, refuse_stale
 from lit_agentrl.pipeline.process import stopped
 from lit_agentrl.pipeline.run import run_plan
 from lit_agentrl.pipeline.stage import Stage
+from lit_agentrl.report.spec import Spec, read_spec
 
 
 def main(args: list[str]) -> None:
@@ -34,7 +35,10 @@ def main(args: list[str]) -> None:
         print(*render(lineage(root)), sep="\n")
         return
     inputs = find_inputs(stages)
-    report = _report(config, names)
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    spec = read_spec(whole["report"], names) if whole.get("report") else None
+    if spec and spec.export and spec.export not in _exports(stages):
+        raise UserError(f"{path}: report.export names the stage {spec.export!r}, which exports nothing.")
     again = {*given.rerun}.union(*(dependents(name, inputs) for name in given.from_stage))
     if given.dry_run:
         _dry_run(stages, inputs, again)
@@ -42,12 +46,10 @@ def main(args: list[str]) -> None:
     try:
         with only_one(root) as lock:
             _run(stages, inputs, again, path, root, lock)
+            if spec:
+                _report(spec, stages, root)
     except KeyboardInterrupt:
         stopped(130)
-    if report:
-        from lit_agentrl.report import summary  # imports torch
-
-        summary.show(report, {stage.name: stage.run for stage in stages})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,12 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(config: Any, names: list[str]) -> dict[str, Any]:
-    """What the file asks to be reported, checked."""
-    if not config.get("report"):
-        return {}
-    report: Any = OmegaConf.to_container(config.report, resolve=True)
-    return dict(report)
+def _report(spec: Spec, stages: list[Stage], root: Path) -> None:
+    from lit_agentrl.report import summary  # imports torch
+
+    summary.show(spec, {stage.name: stage.run for stage in stages}, root, _exports(stages))
+
+
+def _exports(stages: list[Stage]) -> dict[str, Path]:
+    return {stage.name: stage.export for stage in stages if stage.export is not None}
 
 
 def _dry_run(stages: list[Stage], inputs: dict[str, tuple[Input, ...]], again: set[str]) -> None:

@@ -55,19 +55,24 @@ def _complete(config: DictConfig, name: str, path: Path) -> None:
     if command in NO_STAGES:
         raise UserError(f"{path}: stage {name!r}: {command} can be no stage, because {NO_STAGES[command]}.")
     entry.setdefault("run", f"{config.root}/{name}")
-    outputs = OmegaConf.to_container(OmegaConf.create(entry.get("outputs") or {}), resolve=False)
-    assert isinstance(outputs, dict)
+    for key in ("options", "outputs"):
+        if not isinstance(entry.get(key) or OmegaConf.create({}), DictConfig):
+            raise UserError(f"{path}: stage {name!r}: `{key}` must be a mapping; it is {entry[key]!r}.")
+    outputs: Any = OmegaConf.to_container(entry.outputs, resolve=False) if entry.get("outputs") else {}
     # a dot means the node itself, which for an output is the mapping `outputs`; what is meant is the stage
     entry.outputs = {key: re.sub(r"\$\{\.(run|export)\}", r"${..\1}", str(value)) for key, value in outputs.items()}
-    if form_of(command).exports:
-        is_it = form_of(command).output and len(entry.outputs) == 1 and "export}" not in str(entry.outputs)
-        entry.setdefault("export", f"${{.outputs.{next(iter(entry.outputs))}}}" if is_it else f"{entry.run}/export")
+    form = form_of(command)
+    if form.export:
+        is_it = form.output and len(entry.outputs) == 1 and "export}" not in str(entry.outputs)
+        whole = f"${{.outputs.{next(iter(entry.outputs))}}}" if is_it else f"{entry.run}/{form.export}"
+        entry.setdefault("export", whole)
     elif "export" in entry:
         raise UserError(f"{path}: stage {name!r}: {command} leaves no `export`. Name what it leaves under `outputs`.")
 
 
 def _stage(name: str, entry: dict[str, Any], path: Path) -> Stage:
     command, inputs = str(entry["command"]), entry.get("inputs") or []
+    inputs = [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, dict) else inputs)
     return Stage(
         name,
         command,
@@ -77,7 +82,7 @@ def _stage(name: str, entry: dict[str, Any], path: Path) -> Stage:
         form=form_of(command),
         export=Path(entry["export"]) if "export" in entry else None,
         outputs={key: Path(value) for key, value in entry["outputs"].items()},
-        inputs=tuple(map(str, inputs.values() if isinstance(inputs, dict) else inputs)),
+        inputs=tuple(map(str, inputs)),
     )
 
 

@@ -61,7 +61,7 @@ class StageRecord(TypedDict):
     """The run's last evaluation; None where it made none."""
     seed: int | None
     started: str | None
-    """When its first attempt began; None where that is not known."""
+    """When it began: of a resumed run, its first attempt. None where that is not known."""
     ended: str | None
     attempts: int
     versions: dict[str, str]

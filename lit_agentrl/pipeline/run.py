@@ -47,10 +47,10 @@ def run_plan(entries: Sequence[Entry], resolved: Mapping[str, str], file: Path, 
 def _run(stage: Stage, inputs: Sequence[Input], resolved: str, place: str, lock: int) -> None:
     """Run one and write its record; a kill at any moment leaves a stage that is not finished."""
     written = stage.marked() or {}
-    is_resumed = stage.is_resumable() and not written.get("finished", True)
+    is_again = not written.get("finished", True)
     times = {
-        "started": (written.get("started") if is_resumed else None) or record.now(),
-        "attempts": int(written.get("attempts", 0)) + 1 if is_resumed else 1,
+        "started": (written.get("started") if is_again and stage.is_resumable() else None) or record.now(),
+        "attempts": int(written.get("attempts", 1)) + 1 if is_again else 1,
     }
     hashes = record.hashed(inputs)
     aside.move_half_done(stage)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from lit_agentrl.callbacks.progress import duration
 from lit_agentrl.report.comparison import AXES, INFORMATION, ArmResult, AxisResult, Comparison
 from lit_agentrl.report.intervals import Estimate
+from lit_agentrl.report.page import Sheet
+from lit_agentrl.report.spec import SHARES
 
-SHARES = ("success", "avg_at_", "pass_at_", "valid_actions", "truncated")
-"""Metrics that are shares, by how their names begin: shown in percent, and kept inside it."""
 COSTS = {
     "iterations": "iterations",
     "generated_tokens": "generated tokens",
@@ -21,17 +20,6 @@ COSTS = {
     "replayed_steps": "replayed",
     "seconds": "training",
 }
-
-
-@dataclass(slots=True)
-class Sheet:
-    """A table; its first column is text, the others are numbers."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    lines: list[str]
-    """Sentences below it."""
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:

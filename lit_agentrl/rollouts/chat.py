@@ -9,15 +9,18 @@ Nothing that the policy saw or said is ever rendered or tokenised again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.rollouts.template import Message, Template
 from lit_agentrl.rollouts.template_check import rewriting_line
 from lit_agentrl.types import Observation
 
-Message = dict[str, str]
+if TYPE_CHECKING:
+    from lit_agentrl.images import Image, ImageReader, Picture
+
 ChatMode = Literal["append", "rebuild", "inline"]
 """How later turns are made."""
 
@@ -37,16 +40,24 @@ class Chat:
     to any template's opening, as nothing is rendered again: where the template would strip the thoughts of the closed
     answer from its history, they stay.
 
+    Images of an observation stand before its text, each as the tokens that the model's own processor writes for it. An
+    observation's text is not trusted: where it spells a placeholder for an image, a space is put into it (`<image>`
+    becomes `< image>`), in system prompts and supervised answers too, so that no image can be shown by writing its
+    token.
+
     Args:
         tokenizer: A Hugging Face tokenizer with a chat template.
         mode: How later turns are made.
+        reader: What reads images for the model; None for a model of text, which refuses observations with images.
 
     Raises:
         UserError: The mode is unknown, the tokenizer has no chat template, the template does not show a user message
             after an answer, or (mode `append`) it rewrites earlier turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mode: ChatMode = "append") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, mode: ChatMode = "append", reader: ImageReader | None = None
+    ) -> None:
         if mode not in get_args(ChatMode):
             raise UserError(f"chat mode {mode!r} is unknown; allowed are {', '.join(map(repr, get_args(ChatMode)))}.")
         if not tokenizer.chat_template:
@@ -56,30 +67,47 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self.mode = mode
+        self.reader = reader
+        self.template = Template(tokenizer, reader)
         if mode == "append":
-            _check_prefix_preserving(tokenizer)
-        self._before, self._after = _delta_frame(tokenizer)
+            _check_prefix_preserving(self.template)
+        self._end_of_turn = self._encode(self.template.frame()[0])[0]
+        self._gap = "" if mode == "inline" else self.template.gap()  # there answers go on, most begin none
 
     def opening(self, observation: Observation) -> list[int]:
-        """The token ids of an episode's first prompt, generation prompt included."""
-        return self._encode(_render(self.tokenizer, _messages(observation)))
+        """The token ids of an episode's first prompt, generation prompt included.
+
+        Raises:
+            UserError: The observation has images, which the model does not take or which cannot be read.
+        """
+        template, pictures = self.template, self._pictures(observation.images)
+        system = [template.message("system", template.harmless(observation.system))] if observation.system else []
+        user = template.message("user", template.harmless(observation.text), len(pictures))
+        return self._encode(template.with_pictures(template.render([*system, user]), pictures))
 
     def next_context(self, context_ids: Sequence[int], action_ids: list[int], observation: Observation) -> list[int]:
-        """Everything the policy sees at the next step: the old context, its own tokens, then the new observation."""
+        """Everything the policy sees at the next step: the old context, its own tokens, then the new observation.
+
+        Raises:
+            UserError: The observation has images, which the model does not take or which cannot be read.
+        """
         if self.mode == "rebuild":
             return self.opening(observation)
         goes_on = self.mode == "inline" and not self._is_closed(action_ids)
-        later = self._encode(observation.text) if goes_on else self.delta(action_ids, observation.text)
+        text, images = observation.text, observation.images
+        later = self._within_answer(text, images) if goes_on else self.delta(action_ids, text, images)
         return [*context_ids, *action_ids, *later]
 
-    def delta(self, action_ids: list[int], text: str) -> list[int]:
+    def delta(self, action_ids: list[int], text: str, images: Sequence[Image] = ()) -> list[int]:
         """The ids between an action and the next one: end of turn (unless it was sampled), user turn, answer prefix."""
-        ids = self._encode(self._before + text + self._after)
+        pictures = self._pictures(images)
+        before, after = self.template.frame(len(pictures))
+        ids = self._encode(self.template.with_pictures(before + self.template.harmless(text) + after, pictures))
         return ids[1:] if action_ids and ids and action_ids[-1] == ids[0] else ids
 
     def end_of_turn_id(self) -> int:
         """The token with which the template closes an answer."""
-        return self._encode(self._before)[0]
+        return self._end_of_turn
 
     def action_ids(self, text: str) -> list[int]:
         """The ids of an answer as the policy would have sampled it (supervised examples).
@@ -87,11 +115,29 @@ class Chat:
         The closing token is included, but not in mode `inline`: there a stop string ends every answer, the last one of
         an episode too, and the closing token is never sampled after it.
         """
-        return self._encode(text) if self.mode == "inline" else [*self._encode(text), self.end_of_turn_id()]
+        ids = self._encode(self._gap + self.template.harmless(text))
+        return ids if self.mode == "inline" else [*ids, self.end_of_turn_id()]
 
     def decode(self, ids: list[int]) -> str:
         """The text of sampled ids without special tokens, surrounding white space removed."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _within_answer(self, text: str, images: Sequence[Image]) -> list[int]:
+        """An observation in the midst of an answer."""
+        pictures = self._pictures(images)
+        marks = self.template.image_within_text() * len(pictures) if pictures else ""
+        return self._encode(self.template.with_pictures(marks + self.template.harmless(text), pictures))
+
+    def _pictures(self, images: Sequence[Image]) -> list[Picture]:
+        if not images:
+            return []
+        if self.reader is None:
+            raise UserError(
+                f"The environment shows {len(images)} image(s), but {self.tokenizer.name_or_path!r} is used as a model "
+                "of text. Choose a vision-language model whose images are supported (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, "
+                "SmolVLM, Idefics3, LLaVA, Gemma 3), or have the environment describe its state in words."
+            )
+        return [self.reader.read(image) for image in images]
 
     def _is_closed(self, action_ids: list[int]) -> bool:
         """Whether the policy ended its answer by itself: with the end of turn, or the end of the text."""
@@ -101,53 +147,30 @@ class Chat:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
-def _messages(observation: Observation) -> list[Message]:
-    system = [{"role": "system", "content": observation.system}] if observation.system else []
-    return [*system, {"role": "user", "content": observation.text}]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def _history(num_answers: int) -> list[Message]:
-    messages: list[Message] = [{"role": "user", "content": _PROBE_TURNS[0]}]
+def _history(template: Template, num_answers: int) -> list[Message]:
+    messages = [template.message("user", _PROBE_TURNS[0])]
     for answer, turn in zip(_PROBE_ANSWERS[:num_answers], _PROBE_TURNS[1:], strict=False):
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        messages += [template.message("assistant", answer), template.message("user", turn)]
     return messages
 
 
-def _delta_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the template puts before and after a later user message, read off a plain two-turn conversation."""
-    messages: list[Message] = [
-        {"role": "user", "content": _PROBE_TURNS[0]},
-        {"role": "assistant", "content": "ANSWER-PROBE"},
-        {"role": "user", "content": "TURN-PROBE"},
-    ]
-    tail = _render(tokenizer, messages).split("ANSWER-PROBE")[-1]
-    before, found, after = tail.partition("TURN-PROBE")
-    if not found or not before:
-        raise UserError(
-            f"The chat template of {tokenizer.name_or_path!r} does not show a user message after an answer, so later "
-            "turns cannot be appended. Use a template for multi-turn chat."
-        )
-    return before, after
-
-
-def _check_prefix_preserving(tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_prefix_preserving(template: Template) -> None:
     """Refuse a template that renders earlier turns differently once later ones follow."""
+    gap = template.gap()
     for num_answers in (1, 2):
-        seen = _render(tokenizer, _history(num_answers - 1)) + _PROBE_ANSWERS[num_answers - 1]
-        later = _render(tokenizer, _history(num_answers))
+        seen = template.render(_history(template, num_answers - 1)) + gap + _PROBE_ANSWERS[num_answers - 1]
+        later = template.render(_history(template, num_answers))
         if later.startswith(seen):
             continue
         at = next((i for i, (a, b) in enumerate(zip(seen, later, strict=False)) if a != b), min(len(seen), len(later)))
-        line = rewriting_line(str(tokenizer.chat_template), _history(num_answers - 1), _history(num_answers))
+        histories = _history(template, num_answers - 1), _history(template, num_answers)
+        line = rewriting_line(str(template.tokenizer.chat_template), *histories)
         raise UserError(
-            f"The chat template of {tokenizer.name_or_path!r} rewrites earlier turns: after turn {num_answers} the "
-            f"policy had seen ...{_around(seen, at)!r}, the template then shows ...{_around(later, at)!r}. {line} "
-            "Sampled tokens would not be the tokens that are trained. Remove that line from the template (the "
-            "tokenizer's `chat_template`), or use chat mode `rebuild`, which renders every step anew."
+            f"The chat template of {template.tokenizer.name_or_path!r} rewrites earlier turns: after turn "
+            f"{num_answers} the policy had seen ...{_around(seen, at)!r}, the template then shows "
+            f"...{_around(later, at)!r}. {line} Sampled tokens would not be the tokens that are trained. Remove that "
+            "line from the template (the tokenizer's `chat_template`), or use chat mode `rebuild`, which renders every "
+            "step anew."
         )
 
 

@@ -75,6 +75,8 @@ class Episode:
     context_ids: list[int] = field(default_factory=list)
     is_shortened: bool = False
     """Whether history was left out of `context_ids`."""
+    turn: str = ""
+    """The last user turn of `context_ids`."""
     images: tuple[Image, ...] = ()
     """What `context_ids` has placeholders for."""
     tokens: list[int] = field(default_factory=list)
@@ -238,6 +240,8 @@ class Player:
             finish=completion.finish,
             is_shortened=episode.is_shortened,
             images=episode.images,
+            system=episode.system,
+            prompt=episode.turn,
         )
 
     def _act(self, actions: list[tuple[Episode, str]]) -> None:
@@ -272,9 +276,8 @@ class Player:
         if self.branching:
             episode.states.append(state)
         steps = episode.trajectory.steps
-        episode.context_ids, episode.is_shortened = next_prompt(
-            context.chat, context.memory, steps, state.observation, context.room
-        )
+        prompt = next_prompt(context.chat, context.memory, steps, state.observation, context.room)
+        episode.context_ids, episode.is_shortened, episode.turn = prompt.token_ids, prompt.is_shortened, prompt.text
         episode.images = shown_images(context.chat, steps, state.observation)
         seen = len(episode.tokens)
         if seen and episode.context_ids[:seen] == episode.tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lit_agentrl.errors import UserError
@@ -79,10 +79,21 @@ def shown_images(chat: Chat, steps: Sequence[Step], observation: Observation) ->
     return (*before, *observation.images)
 
 
+@dataclass(slots=True, frozen=True)
+class NextPrompt:
+    """A prompt as the policy sees it."""
+
+    token_ids: list[int]
+    is_shortened: bool
+    """Whether history was left out of it."""
+    text: str
+    """Its last user turn."""
+
+
 def next_prompt(
     chat: Chat, memory: Memory | None, steps: Sequence[Step], observation: Observation, room: int
-) -> tuple[list[int], bool]:
-    """The token ids of the prompt after `steps`, and whether history was left out of it.
+) -> NextPrompt:
+    """The prompt after `steps`.
 
     With a memory, the oldest history goes first until the prompt has at most `room` tokens. A prompt that is longer
     even without history is given back as it is: the rollout ends such an episode. Without a memory the chat makes
@@ -91,22 +102,23 @@ def next_prompt(
     if memory is None:
         last = steps[-1] if steps else None
         ids = chat.next_context(last.context_ids, last.action_ids, observation) if last else chat.opening(observation)
-        return ids, False
+        return NextPrompt(ids, False, observation.text)
 
-    def render(shown: int) -> list[int]:
-        return chat.opening(replace(observation, text=memory.text(steps, observation, shown)))
+    def render(shown: int) -> NextPrompt:
+        text = memory.text(steps, observation, shown)
+        return NextPrompt(chat.opening(replace(observation, text=text)), shown < wanted, text)
 
     wanted = memory.window(len(steps))
-    ids = render(wanted)
-    if len(ids) <= room or wanted == 0:
-        return ids, False
-    ids, fits, too_long = render(0), 0, wanted
+    prompt = render(wanted)
+    if len(prompt.token_ids) <= room or wanted == 0:
+        return prompt
+    prompt, fits, too_long = render(0), 0, wanted
     # Halving: a long history is tokenised a few times, not once for each of its steps.
-    while too_long - fits > 1 and len(ids) <= room:
+    while too_long - fits > 1 and len(prompt.token_ids) <= room:
         middle = (fits + too_long) // 2
         longer = render(middle)
-        if len(longer) <= room:
-            ids, fits = longer, middle
+        if len(longer.token_ids) <= room:
+            prompt, fits = longer, middle
         else:
             too_long = middle
-    return ids, True
+    return prompt

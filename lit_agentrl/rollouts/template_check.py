@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-Message = dict[str, str]
+Message = dict[str, Any]
 _SUSPECTS = ("</think>", "split(", "last_query", "loop.last", "loop.index", "reasoning", "[-1]", "content =")
 
 

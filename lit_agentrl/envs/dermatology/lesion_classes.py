@@ -16,7 +16,7 @@ SIZES = ("small", "medium", "large")
 """About 6, 8 and 10 mm across, at 14 mm an image."""
 SURFACES = ("smooth", "rough", "waxy", "shiny")
 STRUCTURES = (
-    "regular pigment network", "peripheral pigment network", "atypical pigment network", "regular globules",
+    "regular pigment network", "delicate peripheral pigment network", "atypical pigment network", "regular globules",
     "irregular dots", "irregular streaks", "blue-white veil", "milia-like cysts", "comedo-like openings",
     "arborizing vessels", "blue-grey ovoid nests", "central white patch", "red lacunae", "surface scale",
     "strawberry pattern", "ulceration",
@@ -81,7 +81,7 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "dermatofibroma": Profile(
         colours={("brown",): 4, ("pink",): 1, ("brown", "pink"): 2, ("pink", "brown"): 2},
-        structures={("central white patch", "peripheral pigment network"): 3, ("central white patch",): 2},
+        structures={("central white patch", "delicate peripheral pigment network"): 3, ("central white patch",): 2},
         border={"fading": 1},
         symmetry={"symmetric": 5, "slightly asymmetric": 1},
         size={"small": 3, "medium": 1},

@@ -45,6 +45,7 @@ def render(lesion: Lesion, size: int = 112) -> np.ndarray[Any, np.dtype[np.uint8
     _body(canvas, what, view)
     draw_structures(canvas, what.structures, view.visibility)
     _surface(canvas, what)
+    canvas.rng = np.random.default_rng([*lesion.key, 1])  # its own: what the lesion looks like moves no hair
     photograph(canvas, view)
     levels = (np.clip(canvas.pixels, 0, 255) + np.float32(0.5)).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))

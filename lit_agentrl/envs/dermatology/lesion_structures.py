@@ -177,7 +177,7 @@ def ulceration(canvas: Canvas, strength: float) -> None:
 DRAWN: Mapping[str, Callable[[Canvas, float], None]] = {
     "red lacunae": red_lacunae,
     "regular pigment network": regular_pigment_network,
-    "peripheral pigment network": peripheral_pigment_network,
+    "delicate peripheral pigment network": peripheral_pigment_network,
     "atypical pigment network": atypical_pigment_network,
     "strawberry pattern": strawberry_pattern,
     "regular globules": regular_globules,

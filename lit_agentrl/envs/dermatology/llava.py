@@ -124,7 +124,7 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
         if text.lstrip().startswith("["):
             yield from ((f"entry {number}", item) for number, item in enumerate(json.loads(text), start=1))
             return
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand in a text
             place = f"line {number}"
             if line.strip():
                 yield place, json.loads(line)

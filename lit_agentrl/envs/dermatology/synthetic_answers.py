@@ -31,6 +31,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "outlook": ("Is it dangerous?", "What kind of disease is it, and what may it become?"),
     "confusion": ("What can it be confused with?", "Which diseases look similar?"),
 }
+SYMMETRY = {"symmetric": "symmetry", "slightly asymmetric": "slight asymmetry", "asymmetric": "asymmetry"}
+"""What the graph calls it."""
 MOST_OBJECTS = 3
 """Of a statement: with it the longest answer stays below 60 tokens of SmolLM2."""
 
@@ -130,7 +132,8 @@ def _seen(lesion: Lesion, facts: Facts) -> list[Statement]:
     what, profile = lesion.attributes, PROFILES[lesion.label]
     typical_structures = {name for names in profile.structures for name in names}
     features = [name for name in what.structures if name in typical_structures]
-    features += [name for name in ("asymmetry", "symmetry") if _is_shown(name, lesion, facts)]
+    if (symmetry := SYMMETRY[what.symmetry]) in facts(lesion.label, "has_feature"):
+        features.append(symmetry)
     colours = [name for name in what.colours if any(name in names for names in profile.colours)]
     border = (what.border,) if what.border in profile.border else ()
     return [
@@ -140,16 +143,9 @@ def _seen(lesion: Lesion, facts: Facts) -> list[Statement]:
     ]
 
 
-def _is_shown(feature: str, lesion: Lesion, facts: Facts) -> bool:
-    """Whether symmetry, or the lack of it, is there to be seen and is a sign of the disease."""
-    symmetry = lesion.attributes.symmetry
-    shown = {"asymmetry": "asymmetric", "symmetry": "symmetric"}[feature] == symmetry
-    return shown and feature in facts(lesion.label, "has_feature")
-
-
 def _unseen(lesion: Lesion, facts: Facts, rng: random.Random) -> tuple[str, ...]:
     """A feature of the disease that the picture does not show."""
-    drawn = {name for names in PROFILES[lesion.label].structures for name in names} | {"asymmetry", "symmetry"}
+    drawn = {name for names in PROFILES[lesion.label].structures for name in names}.union(SYMMETRY.values())
     others = [name for name in facts(lesion.label, "has_feature") if name not in drawn]
     return (rng.choice(others),) if others else ()
 
@@ -157,7 +153,14 @@ def _unseen(lesion: Lesion, facts: Facts, rng: random.Random) -> tuple[str, ...]
 def _wrong(relation: str, right: str, lesion: Lesion, facts: Facts) -> list[tuple[str, str]]:
     """(other disease, object) pairs that could stand in the place of `right`."""
     what = lesion.attributes
-    taken = {lesion.label, *facts(lesion.label, relation), *what.colours, *what.structures, what.border}
+    taken = {
+        lesion.label,
+        *facts(lesion.label, relation),
+        *what.colours,
+        *what.structures,
+        what.border,
+        SYMMETRY[what.symmetry],
+    }
     pairs = [
         (other, name)
         for other in LESION_LABELS

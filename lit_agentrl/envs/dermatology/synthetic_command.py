@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from lit_agentrl.envs.dermatology.labels import CODES
 from lit_agentrl.envs.dermatology.lesion_attributes import GRADES, Lesion
 from lit_agentrl.envs.dermatology.lesion_render import render
 from lit_agentrl.envs.dermatology.lesion_text import caption
 from lit_agentrl.envs.dermatology.samples import Sample
 from lit_agentrl.envs.dermatology.synthetic_lesions import SyntheticLesions
-from lit_agentrl.envs.dermatology.synthetic_png import png
 from lit_agentrl.envs.dermatology.synthetic_questions import LesionTalk, talks
 from lit_agentrl.envs.seeded import SPLITS
 from lit_agentrl.errors import UserError
@@ -102,7 +103,7 @@ def _write_split(folder: Path, lesions: SyntheticLesions, split: Split) -> None:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     for sample, lesion in zip(lesions.samples(split), lesions.lesions(split), strict=True):
-        (folder / "images" / f"{sample.id}.png").write_bytes(png(render(lesion, lesions.size)))
+        Image.fromarray(render(lesion, lesions.size)).save(folder / "images" / f"{sample.id}.png")
         writer.writerow(_row(sample, lesion, lesions.seed))
     write_text(folder / f"{split}.csv", table.getvalue())
 

@@ -1,4 +1,4 @@
-"""Images on their way to a policy: files by reference, or arrays that an environment drew."""
+"""What the rest of the package says of images: files by reference, or arrays that an environment drew."""
 
 from __future__ import annotations
 
