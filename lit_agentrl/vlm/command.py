@@ -81,7 +81,11 @@ def make(recipe: Recipe, output: Path | None = None) -> Path:
 
 def _copy(cached: Path, output: Path) -> None:
     """Copy a build to a place of the user's, whole or not at all."""
-    built_once(output, lambda temporary: shutil.copytree(cached, temporary, dirs_exist_ok=True) and None)
+
+    def fill(temporary: Path) -> None:
+        shutil.copytree(cached, temporary, dirs_exist_ok=True)
+
+    built_once(output, fill)
     output.with_name(output.name + ".lock").unlink(missing_ok=True)  # tidy where people look
 
 
