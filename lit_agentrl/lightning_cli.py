@@ -250,7 +250,9 @@ class AgentRLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log to CSV files inside the run folder where no logger was asked for."""
         config = self.config[self.subcommand].trainer
-        if self.subcommand != "doctor" and config.logger in (None, True):
+        if self.subcommand == "mine_preferences":
+            kwargs["logger"] = False  # there is nothing to log
+        elif self.subcommand != "doctor" and config.logger in (None, True):
             folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
             kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
         return super().instantiate_trainer(**kwargs)

@@ -11,6 +11,7 @@ from lit_agentrl.envs.alfworld.maker import Counts, make_games
 from lit_agentrl.envs.search.facts.command import Options, make_facts
 from lit_agentrl.envs.webshop.demo import write_demo
 from lit_agentrl.errors import UserError
+from preference_parts import mining_options
 from retrieval_parts import HOTPOTQA, serving, write_corpus
 from runs import ECHO, ROOT, checkpoint, metrics
 from search_parts import RECORDS, write_questions
@@ -48,6 +49,7 @@ SHOP = {
     "data.environment.max_page_chars": 600,
 }
 SMALL: dict[str, dict[str, object]] = {
+    "dpo_echo": {},
     "gigpo_alfworld_cpu": {
         "data.num_prompts": 2,
         "data.group_size": 4,
@@ -86,6 +88,7 @@ SMALL: dict[str, dict[str, object]] = {
     "tree_grpo_web_qwen2.5_7b": FOREST,
 }
 DATA = {
+    "dpo_echo": "echo_preferences",
     "webshop": "shop",
     "alfworld": "alfworld_games",
     "facts": "facts",
@@ -142,7 +145,8 @@ def test_comparisons_are_understood_by_every_arm(path, tmp_path, capsys):
 
 def test_every_config_is_covered():
     """A new file is either run above or this list says where it is run."""
-    elsewhere = {"pipeline/quickstart.yaml", "pipeline/search_agent.yaml"}
+    elsewhere = {"preferences/echo.yaml"}  # the fixture `echo_preferences`, and test_mining.py
+    elsewhere |= {"pipeline/quickstart.yaml", "pipeline/search_agent.yaml"}
     elsewhere |= {f"compare/{path.name}" for path in COMPARISONS}
     found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
     run = {f"experiment/{name}.yaml" for name in SMALL} | {
@@ -203,6 +207,13 @@ def test_dry_run_prints_commands_and_runs_nothing(path, tmp_path, capsys):
 def long_lm(tmp_path_factory):
     """The tiny model with room for the quickstart's prompts, which are some 500 bytes long."""
     return build_tiny_lm(tmp_path_factory.mktemp("long") / "lm", max_position_embeddings=2048)
+
+
+@pytest.fixture
+def echo_preferences(tiny_lm, tmp_path):
+    """The pairs that the recipe's own mining finds where a policy speaks in words."""
+    main(mining_options(tiny_lm, tmp_path / "mined"))
+    return {"data.path": tmp_path / "mined" / "preferences.jsonl"}
 
 
 @pytest.fixture

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from lit_agentrl.errors import UserError
 from lit_agentrl.images import Image, ImageRef, Picture
 from lit_agentrl.models import PaddedModel, VisionInputs, content_id
+from lit_agentrl.models.image_reader import HFImageReader
 from lit_agentrl.models.lm_parts import base_lm
 from lit_agentrl.rollouts.driver import CausalDriver, UndrivableModelError
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.sampling import sample_tokens
 from lit_agentrl.types import Completion, SamplingParams
 from tiny_vlm import CONFIGS, IMAGE, ONE_SIZE, build_vlm, picture, placeholders, text
+from vlm_folders import FAMILIES, vlm_config, vlm_tokenizer
 
 GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TILED = ("smolvlm", "idefics3")
@@ -219,6 +221,37 @@ def test_log_probabilities_are_what_training_computes(name: str) -> None:
     for b, completion in enumerate(completions):
         expected = scores[b, lengths[b] - 7 : lengths[b]].float()
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore:HFEngine cannot share")
+def test_real_images_through_the_models_own_processor(name: str) -> None:
+    """Two turns, a wide image and then a tall one: training reads the same reader and finds ratio 1."""
+    tokenizer = vlm_tokenizer(name)
+    reader = HFImageReader(vlm_config(name), tokenizer, FAMILIES[name].image_processor())
+    torch.manual_seed(0)
+    lm = tf.AutoModelForImageTextToText.from_config(vlm_config(name), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    engine = HFEngine(stop_token_ids=[])
+    engine.use_image_reader(reader)
+    engine.sync(lm)
+    noise = np.random.default_rng(0)
+    context: list[int] = tokenizer.encode("Look:", add_special_tokens=False)
+    images: list[Image] = []
+    for shape in ((40, 60, 3), (70, 30, 3)):
+        images.append(noise.integers(0, 256, shape, dtype=np.uint8))
+        context = context + tokenizer.encode(reader.read(images[-1]).text + "what?", add_special_tokens=False)
+        completions = engine.generate([context] * 2, SAMPLED, images=[images] * 2)
+        rows = torch.tensor([context + completion.token_ids for completion in completions])
+        lengths = torch.tensor([rows.shape[1]] * 2)
+        vision = reader.inputs([images] * 2, rows, lengths)
+        with torch.no_grad():
+            scores = PaddedModel(lm)(rows, lengths, temperature=SAMPLED.temperature, vision=vision).logprobs[:, -8:]
+        found = torch.tensor([completion.logprobs for completion in completions])
+        torch.testing.assert_close(found, scores, atol=1e-4, rtol=0)
+        context = context + completions[0].token_ids
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "idefics3"])
@@ -626,3 +659,11 @@ def test_the_reader_is_used_for_images_alone(monkeypatch: pytest.MonkeyPatch) ->
     read: Callable[..., None] = lambda *args: pytest.fail("no image was given")  # noqa: E731
     monkeypatch.setattr(engine._reader, "read", read)
     assert len(engine.generate([[3, 4]], SAMPLED)[0].token_ids) == 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch finds none")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_on_a_gpu_the_tokens_are_those_of_a_cpu(name: str) -> None:
+    shown = many(name)
+    engine = engine_of(build_vlm(name).eval().cuda(), name, max_prefill_tokens=30)
+    shown.check(model_of(name), shown.by(engine, greedy(6)))

@@ -68,6 +68,8 @@ def test_patterns(sentence: str, relation: str, objects: list[str]) -> None:
         ("Nevi never become melanoma.", "it denies something"),
         ("Melanoma shows no hairs.", "it denies something"),
         ("Melanoma can't be treated with creams.", "it denies something"),
+        ("Sunburn does not raise the risk of melanoma.", "it denies something"),
+        ("The colours of melanoma are never green.", "it denies something"),
         ("Is melanoma a skin cancer?", "it is a question"),
         ("The patient has a fever.", "its subject is no known disease"),
         ("Doctors cut it out.", "no pattern fits"),

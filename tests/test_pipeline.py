@@ -298,7 +298,8 @@ def test_where_outputs_go_and_how_others_refer_to_them(tmp_path):
     }
     _, (mine, make, whole, race, dpo) = load(write(tmp_path, stages), [])
     root = tmp_path / "runs"
-    assert mine.arguments() == ["mine-preferences", f"{root}/mine/pairs.jsonl"]
+    words = ["--trainer.default_root_dir", f"{root}/mine", "--mine.output", f"{root}/mine/pairs.jsonl"]
+    assert mine.arguments() == ["mine-preferences", *words]
     assert make.arguments() == [DEMO, "data/shop"]
     assert make.outputs == {"items": Path("data/shop/items.json"), "x": Path("y/x")}
     assert whole.arguments() == [DEMO, f"{root}/whole/export"]

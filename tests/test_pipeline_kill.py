@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import ascii_letters
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_agentrl.callbacks import read_evaluations
 from lit_agentrl.cli import main
@@ -19,6 +22,7 @@ from lit_agentrl.pipeline import lineage
 from lit_agentrl.pipeline.hashing import content_hash
 from lit_agentrl.pipeline.lock import FILE_NAME, only_one
 from runs import ECHO, ROOT
+from tiny import build_tiny_lm
 
 DEMO = "make-webshop-demo"
 
@@ -256,3 +260,68 @@ def test_supervised_then_grpo_then_an_evaluation_killed_in_each(tiny_lm, tmp_pat
     assert made[0]["grpo"]["metrics"]["metrics"] == made[1]["grpo"]["metrics"]["metrics"]
     assert made[0]["grpo"]["seed"] == 0
     assert (killed / "grpo" / "resolved.yaml").read_text().count("SlowSuite") == 1
+
+
+def write_readable_lm(folder: Path) -> str:
+    """A tiny random model that says mostly letters: pairs of answers that are no text are left out."""
+    lm = AutoModelForCausalLM.from_pretrained(build_tiny_lm(folder))
+    letters = torch.tensor(AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids([*ascii_letters]))
+    with torch.no_grad():
+        others = torch.ones(len(lm.lm_head.weight), dtype=torch.bool).index_fill(0, letters, False)
+        lm.lm_head.weight *= torch.where(others, 0.0, 20.0)[:, None]
+    lm.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_trees_then_pairs_then_dpo(tmp_path, capfd):
+    """Stages of any kind, in any order: Tree-GRPO, mining, DPO, an evaluation; each reads what the one before left."""
+    lm = write_readable_lm(tmp_path / "lm")
+    small = {"model.pretrained": lm, "trainer.accelerator": "cpu", "data.num_workers": 1}
+    rewards = {"data.rewards": [{"function": "runs.mean_token"}]}
+    trees = {"trainer.max_epochs": 1, "data.num_prompts": 2, "evaluation.num_tasks": 2, "transcripts.show": 0}
+    experiment = ROOT / "configs" / "experiment"
+    stages = {
+        "trees": {
+            "command": "fit",
+            "config": str(experiment / "tree_grpo_echo.yaml"),
+            "options": {**small, **rewards, **trees},
+        },
+        "mine": {
+            "command": "mine-preferences",
+            "config": str(ROOT / "configs" / "preferences" / "echo.yaml"),
+            "options": {
+                **small,
+                **rewards,
+                "model.pretrained": "${stages.trees.export}",
+                "mine": {"num_tasks": 12, "filters": {"min_gap": 0.01}},
+            },
+        },
+        "dpo": {
+            "command": "fit",
+            "config": str(experiment / "dpo_echo.yaml"),
+            "options": {
+                "model.pretrained": "${stages.trees.export}",
+                "data.path": "${stages.mine.export}",
+                "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+            },
+        },
+        "score": {
+            "command": "evaluate",
+            "config": ECHO,
+            "options": {**small, "model.pretrained": "${stages.dpo.export}", "evaluation.num_tasks": 2},
+        },
+    }
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"root": str(tmp_path / "runs"), "stages": stages}, sort_keys=False))
+    main(["pipeline", str(path)])
+    links = [(link.depth, link.maker["stage"] if link.maker else link.path) for link in lineage(tmp_path / "runs")]
+    assert links[0] == (0, "dpo")
+    assert set(links[1:]) == {(1, "trees"), (1, "mine"), (2, "trees"), (2, lm)}
+    assert {link.condition() for link in lineage(tmp_path / "runs")} == {""}
+    capfd.readouterr()
+    pairs = tmp_path / "runs" / "mine" / "preferences.jsonl"
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(SystemExit):  # a pair is lost: the fit was of other data
+        main(["pipeline", str(path)])
+    assert "stage 'dpo' is stale: its input" in capfd.readouterr().err

@@ -99,7 +99,7 @@ class FactReader:
     def _subject(
         self, words: Sequence[Word], names: Sequence[Mention[str]], cues: Sequence[Mention[str]]
     ) -> Mention[str] | None:
-        """The disease that a sentence is about: one before every cue, or one after `of` or `for` (the border of ...)."""
+        """The disease that a sentence is about: one before every cue, or after `of` or `for` (the border of ...)."""
         first_cue = min((cue.start for cue in cues), default=len(words))
         ends = {cue.end for cue in cues}
         for name in names:

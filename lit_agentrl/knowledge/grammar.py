@@ -112,7 +112,7 @@ def readings(sentence: str) -> Iterator[Reading]:
         groups = match.groupdict()
         objects = _CUT.sub("", groups["objects"])
         names = tuple(name for part in _LIST.split(objects) if (name := _ARTICLE.sub("", part.strip())))
-        denied = tuple(name for name in names if _NEGATION.match(name))
+        denied = tuple(name for name in names if denies(name))
         kept = tuple(name for name in names if name not in denied)
         before = text[: match.start("objects")] if match.start("objects") else text[match.end("objects") :]
         yield Reading(
@@ -121,5 +121,5 @@ def readings(sentence: str) -> Iterator[Reading]:
             tuple(name for name in kept if len(name.split()) <= MOST_OBJECT_WORDS),
             tuple(name for name in kept if len(name.split()) > MOST_OBJECT_WORDS),
             often[0].lower() if (often := _FREQUENCY.search(before)) else None,
-            denies(before) or bool(denied),
+            bool(denied),
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from lit_agentrl.knowledge.names import Key, word_key
 
@@ -16,8 +15,7 @@ _TAG = re.compile(r"</?[^<>\s]{1,40}>")
 _BREAK = re.compile(r"[.!?]+(?=\s|$)|[;\n]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """A word of a text: as it is compared, and where it stands, in characters."""
 
     key: str
@@ -27,8 +25,7 @@ class Word:
     """Whether a colon follows: `symmetry: asymmetric`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mention(Generic[Value]):
+class Mention(NamedTuple, Generic[Value]):
     """A name that was found: words `start` to `end` (excluded) of a sentence."""
 
     value: Value

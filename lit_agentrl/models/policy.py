@@ -13,7 +13,7 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.models.activations import recompute_activations
 from lit_agentrl.models.export import export
 from lit_agentrl.models.pretrained import Source, processor_template, read_config, resolve
-from lit_agentrl.models.quantized import Quantize, quantization_config
+from lit_agentrl.models.quantized import Quantize, keep_gradients, quantization_config
 from lit_agentrl.models.trained_parts import load_trained_parts
 from lit_agentrl.models.vision_families import has_vision
 from lit_agentrl.models.vision_parts import Vision, adapter_targets, freeze
@@ -142,6 +142,8 @@ def load_policy(
             f"quantize={quantize!r}: weights of 4 bits cannot be trained. Set `lora`, or quantize to 'none'."
         )
     lm = _load_weights(pretrained, source, config, dtype, attention, quantize)
+    if quantize != "none":
+        keep_gradients(lm)
     policy: Policy = lm
     if source.adapter is not None:
         policy = PeftModel.from_pretrained(lm, str(source.adapter), is_trainable=True)

@@ -54,3 +54,14 @@ def quantization_options(config: PreTrainedConfig, dtype: str, loader: Any) -> d
 def is_quantized(lm: nn.Module) -> bool:
     """Whether layers of `lm` hold quantised weights, to which no update can be added."""
     return any(not weight.is_floating_point() for weight in lm.parameters())
+
+
+def keep_gradients(lm: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights into a form without a backward pass.
+
+    Version 0.50 does so on CPUs with AVX512-BF16, in the first forward in `eval()`, the mode that a policy is always
+    in: all gradients below the layer would silently be lost.
+    """
+    for module in lm.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -61,9 +61,11 @@ def _complete(config: DictConfig, name: str, path: Path) -> None:
     outputs: Any = OmegaConf.to_container(entry.outputs, resolve=False) if entry.get("outputs") else {}
     # a dot means the node itself, which for an output is the mapping `outputs`; what is meant is the stage
     entry.outputs = {key: re.sub(r"\$\{\.(run|export)\}", r"${..\1}", str(value)) for key, value in outputs.items()}
-    if form_of(command).exports:
-        is_it = form_of(command).output and len(entry.outputs) == 1 and "export}" not in str(entry.outputs)
-        entry.setdefault("export", f"${{.outputs.{next(iter(entry.outputs))}}}" if is_it else f"{entry.run}/export")
+    form = form_of(command)
+    if form.export:
+        is_it = form.output and len(entry.outputs) == 1 and "export}" not in str(entry.outputs)
+        whole = f"${{.outputs.{next(iter(entry.outputs))}}}" if is_it else f"{entry.run}/{form.export}"
+        entry.setdefault("export", whole)
     elif "export" in entry:
         raise UserError(f"{path}: stage {name!r}: {command} leaves no `export`. Name what it leaves under `outputs`.")
 

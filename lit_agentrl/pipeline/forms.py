@@ -20,8 +20,8 @@ class Form:
     for whatever is no text; or `key=value`."""
     is_lightning: bool = False
     """Whether its configuration is Lightning's, which can be parsed without running anything."""
-    exports: bool = True
-    """Whether it leaves something for other stages."""
+    export: str = "export"
+    """What it leaves for other stages, in the run folder; empty where it leaves nothing."""
     resumes: bool = False
     """Whether it goes on from `<run>/checkpoints/last.ckpt`; others are run anew."""
     continues: bool = False
@@ -38,14 +38,18 @@ class Form:
         return [f"--{key}", *map(_text, value if isinstance(value, list) else [] if value is True else [value])]
 
 
-FIT = Form(output="", run="--trainer.default_root_dir", options="yaml", is_lightning=True, resumes=True)
-_LOOK = Form(output="", run="--trainer.default_root_dir", options="yaml", is_lightning=True, exports=False)
+_RUN = "--trainer.default_root_dir"
+FIT = Form("", _RUN, "yaml", is_lightning=True, resumes=True)
+_LOOK = Form("", _RUN, "yaml", is_lightning=True, export="")
 FORMS = {
     "fit": FIT,
     "evaluate": _LOOK,
     "validate": _LOOK,
     "test": _LOOK,
-    "compare": Form(output="output=", options="pairs", continues=True),
+    "mine-preferences": Form(
+        "--mine.output", _RUN, "yaml", is_lightning=True, export="preferences.jsonl", continues=True
+    ),
+    "compare": Form("output=", options="pairs", continues=True),
     "make-alfworld-games": Form(continues=True),
 }
 """Commands that differ from `Form()`, which is OUTPUT first and then `--key VALUE`: what every other command has."""

@@ -1,9 +1,10 @@
-"""Answers about diseases, judged by a knowledge graph: S(y) of docs/knowledge.md with the label that they name."""
+"""Answers about diseases, judged by a knowledge graph: S(y) of docs/knowledge_graph.md with the label they name."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lit_agentrl.envs.dermatology.facts import GraphFacts
@@ -52,6 +53,10 @@ class AnswerJudge:
     def __init__(self, graph: str | None = None, top: int = 8, hops: int = 1) -> None:
         if top < 1 or hops < 1:
             raise UserError(f"top={top}, hops={hops}: must be at least 1.")
+        if graph is not None and not Path(graph).is_file():
+            raise UserError(
+                f"graph={graph!r} is no file. `lit-agentrl build-kg` makes one; null takes the built-in notes."
+            )
         self._facts = GraphFacts(graph, top, hops)
         self._parser: AnswerParser | None = None
         self._labels: dict[str, str] = {}

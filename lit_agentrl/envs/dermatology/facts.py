@@ -45,8 +45,8 @@ class FactJudge(Protocol):
         ...
 
 
-class GraphFacts:
-    """Judges by a knowledge graph; see docs/knowledge.md.
+class GraphFacts(FactJudge):
+    """Judges by a knowledge graph; see docs/knowledge_graph.md.
 
     Args:
         graph: Its file (`.graphml`, `.parquet`); None for the built-in notes on HAM10000's seven classes.
