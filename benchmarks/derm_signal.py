@@ -1,9 +1,9 @@
 """How many groups teach nothing: relative against binary advantages, on real rollouts of the small VLM.
 
 Run, after `lit-agentrl make-vlm` (about 10 minutes on 2 cores): `python benchmarks/derm_signal.py [--policy FOLDER]`.
-The policy answers each of the first 70 validation lesions 8 times at temperature 1. A group of G is any G of the 8
-answers to a lesion, so the share for G is exact for these answers. Beside it stands p^G + (1 - p)^G with the one p of all answers,
-which is what independent lesions of equal difficulty would give. Advantages are the module's own.
+The policy answers each of the first 70 validation lesions 8 times at temperature 1. A group of G is any G of a lesion's
+answers, so the share for G is exact for these. Beside it stands p^G + (1 - p)^G with the one p of all answers, which is
+what lesions of equal difficulty would give. Advantages are the module's own.
 """
 
 from __future__ import annotations
