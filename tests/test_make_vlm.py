@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from lit_agentrl.cli import main
@@ -368,9 +369,22 @@ def test_a_full_disk_is_refused_first(
     assert not fake_build
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 2, "No space left"),
+        (SafetensorError("I/O error: No space left on device"), 2, "No space left"),
+        (KeyboardInterrupt(), 130, "starts anew"),
+    ],
+)
 def test_a_build_that_ends_early_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_build: list[Path], failure: BaseException
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_build: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    failure: BaseException,
+    code: int,
+    message: str,
 ) -> None:
     def build(recipe: Recipe, folder: Path, say: object) -> None:
         (folder / "half").write_text("x")
@@ -378,8 +392,10 @@ def test_a_build_that_ends_early_leaves_nothing(
 
     monkeypatch.setattr(command, "build", build)
     monkeypatch.setenv("LIT_AGENTRL_CACHE", str(tmp_path / "cache"))
-    with pytest.raises((SystemExit, KeyboardInterrupt)):
+    with pytest.raises(SystemExit) as end:
         main(["make-vlm", str(tmp_path / "out")])
+    assert end.value.code == code
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("half"))
     assert not (tmp_path / "out").exists()
     assert not Recipe().folder.exists()

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -22,7 +23,11 @@ SPACE = 700 << 20
 
 
 def main(options: list[str]) -> None:
-    """`lit-agentrl make-vlm [OUTPUT] [--seed 0 ...]`."""
+    """`lit-agentrl make-vlm [OUTPUT] [--seed 0 ...]`.
+
+    Raises:
+        SystemExit: With 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser("lit-agentrl make-vlm", description=__doc__)
     parser.add_argument(
         "output", type=Path, nargs="?", metavar="OUTPUT", help="a new folder for a copy (default: the cache alone)"
@@ -33,7 +38,11 @@ def main(options: list[str]) -> None:
     given = vars(parser.parse_args(options))
     output = given.pop("output")
     recipe = Recipe(**given)
-    folder = make(recipe, output.expanduser().absolute() if output else None)
+    try:
+        folder = make(recipe, output.expanduser().absolute() if output else None)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-made was left; the same command starts anew.", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"Made of:\n{PROVENANCE}\nLimits and measured numbers: {folder / 'MODEL_CARD.md'}")
     print(f"{folder}\nUse it as `pretrained: {NAME if folder == Recipe().folder else folder}`.")
 

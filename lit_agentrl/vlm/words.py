@@ -100,7 +100,7 @@ def learn_words(
     total = 0.0
     for _ in range(epochs):
         total, order = 0.0, torch.randperm(len(lessons), generator=generator)
-        for rows in order.split(BATCH):
+        for rows in order.split(BATCH):  # type: ignore[no-untyped-call]  # torch's
             patches = torch.rand(len(rows), features.shape[1], generator=generator).argsort(1)[:, :PATCHES]
             projected = projector(features[rows[:, None], patches].float()) - vocabulary.mean
             loss = _word_loss(projected, vocabulary, {name: value[rows] for name, value in targets.items()})
