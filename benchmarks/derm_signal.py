@@ -79,7 +79,7 @@ def share(groups: list[list[float]], size: int, advantage: str) -> float:
     for group in groups:
         for chosen in combinations(group, size):
             rewards = torch.tensor(chosen)
-            values = standardize(rewards) if advantage == "grpo" else binary_advantages(rewards)
+            values = standardize(rewards) if advantage == "grpo" else binary_advantages(rewards, mode="sign")
             flat += not values.any()
             total += 1
     return flat / total
