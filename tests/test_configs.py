@@ -98,6 +98,9 @@ DATA = {
     "_web_": "library",
 }
 """What the recipes with this in their names play with: a fixture that gives the options that differ."""
+DERMATOLOGY = [f"experiment/{path.name}" for path in (CONFIGS / "experiment").glob("derm*.yaml")]
+"""Run by test_derm_recipes.py, with a vision-language model."""
+EXPERIMENTS = sorted(set((CONFIGS / "experiment").glob("*.yaml")) - set((CONFIGS / "experiment").glob("derm*.yaml")))
 QUICKSTART = CONFIGS / "pipeline" / "quickstart.yaml"
 PIPELINES = sorted((CONFIGS / "pipeline").glob("*.yaml"))
 COMPARISONS = sorted((CONFIGS / "compare").glob("*.yaml"))
@@ -114,7 +117,7 @@ def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[st
     return ["fit", "--config", str(config), *(word for k, v in given.items() for word in (f"--{k}", str(v)))]
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiments_run(path, long_lm, tmp_path, request):
     """As shipped, but for the model and the size: one iteration leaves a checkpoint and an export."""
     more = dict(SMALL[path.stem])
@@ -148,6 +151,7 @@ def test_comparisons_are_understood_by_every_arm(path, tmp_path, capsys):
 def test_every_config_is_covered():
     """A new file is either run above or this list says where it is run."""
     elsewhere = {"preferences/echo.yaml"}  # the fixture `echo_preferences`, and test_mining.py
+    elsewhere |= set(DERMATOLOGY)
     elsewhere |= {f"pipeline/{path.name}" for path in PIPELINES} | {f"compare/{path.name}" for path in COMPARISONS}
     found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
     run = {f"experiment/{name}.yaml" for name in SMALL} | {
