@@ -1,6 +1,6 @@
 """How hard the synthetic lesions are: test accuracy of linear probes, one table over the grades.
 
-    python benchmarks/lesion_difficulty.py [--encoder] [--train 700 --val 140 --test 350] [--seed 0] [--size 112] [--grades hard]
+    python benchmarks/lesion_difficulty.py [--encoder] [--train 700 --val 140 --test 350] [--seed 0] [--grades hard]
 
 A probe is a ridge regression on one-hot labels of standardised features; its strength is the one that is best on val.
 Features are pixel statistics (mean and deviation of each colour on a 7 x 7 grid, a histogram of 64 colours), and with
