@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lit_agentrl.envs.dermatology.labels import DISEASES, label_name, name_table, plain
+from lit_agentrl.envs.dermatology.readable import unreadable
 from lit_agentrl.envs.dermatology.samples import ImageSource, Sample
 from lit_agentrl.envs.dermatology.selection import Selection
 from lit_agentrl.envs.dermatology.splits import Division, Record, divide
@@ -93,6 +94,7 @@ class FileSource(ImageSource):
         records = [record for record in named if record.sample.label in labels]
         others = Counter(record.sample.label for record in named if record.sample.label not in labels)
         self._check(labels, records, others, listing.missing)
+        records, num_broken = self._readable(labels, records, listing.missing)
         select = self.select
         division = divide(
             records,
@@ -103,7 +105,7 @@ class FileSource(ImageSource):
             },
             seed=select.seed,
         )
-        self._report(labels, division, others, listing)
+        self._report(labels, division, others, num_broken, listing)
         return labels, division
 
     def _labels(self, found: Sequence[str]) -> list[str]:
@@ -147,9 +149,36 @@ class FileSource(ImageSource):
         if len(labels) < 2:
             raise UserError(f"{self.where}: all images are of {labels[0]!r}; recognition needs at least two labels.")
 
-    def _report(self, labels: Sequence[str], division: Division, others: Mapping[str, int], listing: Listing) -> None:
+    def _readable(
+        self, labels: Sequence[str], records: Sequence[Record], missing: Sequence[str]
+    ) -> tuple[Sequence[Record], int]:
+        """The records without those of broken files, where these are to be looked for, and how many that left out."""
+        if self.select.unreadable == "fail":
+            return records, 0
+        broken = unreadable(record.sample.image for record in records if isinstance(record.sample.image, Path))
+        if not broken:
+            return records, 0
+        what = f"{len(broken)} of {len(records)} images cannot be read: {_some([str(path) for path in broken])}"
+        kept = [record for record in records if not (isinstance((image := record.sample.image), Path) and image in broken)]
+        if self.select.unreadable == "refuse" or not kept:
+            raise UserError(
+                f"{self.where}: {what}. {next(iter(broken.values()))} With unreadable=drop such images are left out."
+            )
+        log.warning("%s: %s. They are left out.", self.where, what)
+        self._check(labels, kept, {}, missing)
+        return kept, len(broken)
+
+    def _report(
+        self,
+        labels: Sequence[str],
+        division: Division,
+        others: Mapping[str, int],
+        num_broken: int,
+        listing: Listing,
+    ) -> None:
         left_out = {
             "of other labels": sum(others.values()),
+            "that cannot be read": num_broken,
             "beyond the cap of their label": division.num_over_cap,
             **listing.notes,
         }
