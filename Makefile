@@ -1,4 +1,5 @@
 # make quickstart   train a real agent: environment, install, run
+# make pipeline     a VLM by GRPO++, conversations and knowledge-graph DPO (half an hour or more)
 # make test         the whole test suite (README's command)
 # make lint         ruff, ruff format and mypy
 # make bench        every script of benchmarks/ (about two hours)
@@ -9,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart pipeline test lint bench clean
 
 # Each candidate is run, not only looked up: a version manager's shim may exist for a version that is not installed.
 IN_RANGE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 # A stamp is made when its install went through, so that a repeated `make` is instant and a broken one starts over.
 $(VENV)/.made:
@@ -53,6 +54,9 @@ $(VENV)/.linters: $(VENV)/.installed
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/lit-agentrl pipeline configs/pipeline/quickstart.yaml
+
+pipeline: $(VENV)/.installed
+	@$(BIN)/lit-agentrl pipeline configs/pipeline/derm_cpu.yaml
 
 test: $(VENV)/.installed
 	@$(BIN)/python -m pytest

@@ -6,8 +6,8 @@ panel of synthetic lesions: 210 to recognise, 126 questions whose answers the kn
 change what is trained (order, sampling, adapters), not the pictures. GRPO differs from GRPO++ in nothing but the
 advantage. 15 % of the conversations' answers hold a wrong fact that was put in on purpose.
 
-What is finished is not run again. The table lies beside this file; a mean comes with Student's 95 % interval over seeds,
-differences are paired by seed.
+What is finished is not run again. The table lies beside this file; a mean comes with Student's 95 % interval over
+seeds, differences are paired by seed.
 """
 
 from __future__ import annotations

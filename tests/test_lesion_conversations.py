@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lit_agentrl.datamodules import LesionConversations
+from lit_agentrl.datamodules import ConversationDataModule, LesionConversations
 from lit_agentrl.envs.dermatology import ConversationSuite, SyntheticLesions, SyntheticQuestions
 from lit_agentrl.envs.dermatology.lesion_attributes import draw_lesion
 from lit_agentrl.envs.dermatology.lesion_classes import LESION_LABELS
@@ -26,6 +26,8 @@ from lit_agentrl.envs.dermatology.synthetic_answers import (
 from lit_agentrl.envs.dermatology.synthetic_questions import LesionTalk, talks
 from lit_agentrl.errors import UserError
 from lit_agentrl.knowledge import Edge, FactScorer, KnowledgeGraph, build_graph, facts
+from lit_agentrl.models.image_reader import load_image_reader
+from vlm_folders import build_vlm_folder
 
 MELANOMA = next(lesion for n in range(7) if (lesion := draw_lesion(0, "train", n, "easy")).label == "melanoma")
 
@@ -244,3 +246,24 @@ def test_a_graph_that_lacks_a_disease_is_refused(tmp_path):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         LesionConversations(SyntheticLesions(7, 0, 0), **options)
+
+
+def test_rows_of_a_vision_model_hold_the_picture_and_train_the_answers(tmp_path):
+    """The picture's placeholders stand in the row once, whatever the number of turns, and outside the loss."""
+    folder = build_vlm_folder(tmp_path / "vlm", "llava")
+    source = LesionConversations(SyntheticLesions(7, 0, 0, size=32), most_turns=2, error_rate=0)
+    data = ConversationDataModule(source, folder, max_length=2048)
+    data.setup("fit")
+    reader = load_image_reader(folder)
+    assert reader is not None
+    assert data.iteration_metrics == {"conversations": 7.0, "too_long": 0.0}
+    for record, (row,) in zip(source.records, data.rows, strict=True):
+        picture = reader.read(record.sample.shown())
+        assert len(row.images) == 1
+        places = [at for at, token in enumerate(row.token_ids) if token == reader.image_token_id]
+        assert len(places) == picture.text.count(reader.placeholder) > 0
+        trained = data.tokenizer.decode(
+            [row.token_ids[at] for at, is_action in enumerate(row.action_mask) if is_action]
+        )
+        assert all(turn.answer.text() in trained for turn in record.turns)
+        assert record.turns[0].question not in trained

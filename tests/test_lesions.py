@@ -57,8 +57,8 @@ def test_a_lesion_is_what_it_was():
     assert lesion.label == "actinic keratosis"
     assert lesion.attributes.colours == ("brown", "tan")
     assert lesion.attributes.structures == ("strawberry pattern",)
-    assert (lesion.attributes.border, lesion.attributes.surface) == ("ill-defined", "rough")
-    assert render(lesion).mean() == pytest.approx(124.0, abs=0.5)
+    assert (lesion.attributes.border, lesion.attributes.surface) == ("sharp", "rough")
+    assert render(lesion).mean() == pytest.approx(179.5, abs=0.5)
 
 
 def test_pictures_are_the_same_in_another_process():

@@ -21,7 +21,7 @@ from preference_parts import (
     talk_options,
     write_pairs,
 )
-from runs import metrics, start
+from runs import metrics, run_alone, start
 from test_resume import wait_for
 from tiny import build_tiny_lm
 
@@ -151,6 +151,18 @@ def test_killed_and_started_again(tiny_lm: str, tmp_path: Path) -> None:
     whole = (tmp_path / "whole" / "preferences.jsonl").read_bytes()
     assert (tmp_path / "part" / "preferences.jsonl").read_bytes() == whole
     assert kept.count("\n") >= 2
+
+
+@pytest.mark.slow
+def test_two_ranks_write_what_one_does(tiny_lm: str, tmp_path: Path) -> None:
+    """Seven tasks, three at a time: ranks share unevenly, and the file is the same, byte by byte."""
+    more = ("--mine.num_tasks", "7", "--mine.batch_tasks", "3")
+    main(mining_options(tiny_lm, tmp_path / "one", *more))
+    two = mining_options(tiny_lm, tmp_path / "two", *more, "--trainer.strategy", "ddp", "--trainer.devices", "2")
+    code, output = run_alone(two)
+    assert code == 0, output
+    first, second = ((tmp_path / name / "preferences.jsonl").read_bytes() for name in ("one", "two"))
+    assert first == second
 
 
 def test_other_options_do_not_go_on_with_what_is_there(

@@ -49,7 +49,9 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     for process in started:
         if group_of(process):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def group_of(process: "subprocess.Popen[str]") -> bool:
@@ -68,7 +70,10 @@ def until(condition: Callable[[], bool], process: "subprocess.Popen[str] | None"
     while not condition():
         if process is not None and process.poll() is not None:
             raise AssertionError(process.communicate()[0])
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            if process is not None:
+                kill(process)
+            raise AssertionError(process.communicate()[0] if process is not None else "it did not come about")
         time.sleep(0.01)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
-from dataclasses import fields
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from lit_agentrl.cache import built_once
 from lit_agentrl.errors import UserError
-from lit_agentrl.vlm.build import build, check_packages
+from lit_agentrl.vlm.build import FACTS, build, check_packages
 from lit_agentrl.vlm.card import PROVENANCE
 from lit_agentrl.vlm.recipe import NAME, Recipe
 
@@ -21,53 +23,85 @@ SPACE = 700 << 20
 
 
 def main(options: list[str]) -> None:
-    """`lit-agentrl make-vlm [OUTPUT] [--seed 0 ...]`."""
+    """`lit-agentrl make-vlm [OUTPUT] [--seed 0 ...]`.
+
+    Raises:
+        SystemExit: With 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser("lit-agentrl make-vlm", description=__doc__)
-    parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT", help="a new folder (default: in the cache)")
+    parser.add_argument(
+        "output", type=Path, nargs="?", metavar="OUTPUT", help="a new folder for a copy (default: the cache alone)"
+    )
     for option in fields(Recipe):
         text = f"{option.metadata['help']} (default: {option.default})"
         parser.add_argument(f"--{option.name}", type=int, default=option.default, help=text)
     given = vars(parser.parse_args(options))
     output = given.pop("output")
     recipe = Recipe(**given)
-    folder = make(recipe, output.expanduser().absolute() if output else None)
+    try:
+        folder = make(recipe, output.expanduser().absolute() if output else None)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-made was left; the same command starts anew.", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"Made of:\n{PROVENANCE}\nLimits and measured numbers: {folder / 'MODEL_CARD.md'}")
     print(f"{folder}\nUse it as `pretrained: {NAME if folder == Recipe().folder else folder}`.")
 
 
 def make(recipe: Recipe, output: Path | None = None) -> Path:
-    """The folder of a build; what is there already is not made again.
+    """The folder of a build. It is made once, into the cache; `output` becomes a copy of it.
 
     Args:
         recipe: What to make.
-        output: Where, rather than in the cache.
+        output: An absolute path where nothing is yet, or a copy of this build.
 
     Raises:
-        UserError: A package is missing, or the folder is taken, cannot be written to, or has too little space.
+        UserError: A package is missing, or a folder is taken, cannot be written to, or has too little space.
     """
-    folder = output or recipe.folder
-    if folder == output:
-        _check_free(folder)
+    cached, folder = recipe.folder, output or recipe.folder
+    if output is not None and not _is_build(output, recipe):
+        _check_free(output)
     elif folder.exists():
         print(f"{folder} was made before.")
         return folder
-    check_packages()
-    _check_space(folder)
     try:
-        built_once(folder, lambda temporary: build(recipe, temporary, _say))
+        if not cached.exists():
+            check_packages()
+            _check_space(cached)
+            built_once(cached, lambda temporary: build(recipe, temporary, _say))
+        if output is not None:
+            _check_space(output)
+            _copy(cached, output)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{folder} could not be written: {error}. Nothing half-made was left there; give another folder, or free "
-            f"{SPACE >> 20} MiB and run it again."
+            f"{folder} could not be written: {error}. Nothing half-made was left there; free {SPACE >> 20} MiB or give "
+            "another OUTPUT or cache ($LIT_AGENTRL_CACHE), and run it again."
         ) from error
-    if folder == output:
-        folder.with_name(folder.name + ".lock").unlink(missing_ok=True)  # tidy where people look
     return folder
+
+
+def _copy(cached: Path, output: Path) -> None:
+    """Copy a build to a place of the user's, whole or not at all."""
+
+    def fill(temporary: Path) -> None:
+        shutil.copytree(cached, temporary, dirs_exist_ok=True)
+
+    built_once(output, fill)
+    output.with_name(output.name + ".lock").unlink(missing_ok=True)  # tidy where people look
+
+
+def _is_build(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds a build of this recipe."""
+    try:
+        return bool(json.loads((folder / FACTS).read_text())["recipe"] == asdict(recipe))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _check_free(folder: Path) -> None:
     if folder.exists():
-        raise UserError(f"{folder} exists: nothing was written. Give a new folder, or delete it first.")
+        raise UserError(
+            f"{folder} exists and is no build of this recipe: nothing was written. Give a new folder, or delete that."
+        )
     ancestor = next(parent for parent in folder.parents if parent.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         raise UserError(f"{ancestor} is no folder that can be written to. Give another OUTPUT.")

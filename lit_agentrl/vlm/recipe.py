@@ -31,7 +31,12 @@ class Recipe:
     image_size: int = field(
         default=112, metadata={"help": f"pixels of an image's side, a multiple of {PATCH}: a patch of them is a token"}
     )
-    steps: int = field(default=400, metadata={"help": "updates of the alignment; 0 leaves the projector random"})
+    steps: int = field(default=160, metadata={"help": "updates of the alignment; 0 leaves the projector random"})
+    lesions: int = field(default=700, metadata={"help": "synthetic lesions to describe, which name no disease"})
+    pictures: int = field(default=300, metadata={"help": "plain pictures to describe: coloured shapes"})
+    labelled: int = field(default=98, metadata={"help": "further lesions, with reasoning and the disease's name"})
+    word_epochs: int = field(default=30, metadata={"help": "passes of the projector's first step over all images"})
+    measured: int = field(default=42, metadata={"help": "held-out lesions, and as many pictures, to measure; 0: none"})
 
     def __post_init__(self) -> None:
         if self.image_size % PATCH or not PATCH * 2 <= self.image_size <= LARGEST_IMAGE:
@@ -40,7 +45,15 @@ class Recipe:
                 f"{PATCH * 2} to {LARGEST_IMAGE}. 112 makes 64 tokens of an image, 84 makes 36."
             )
         _check_range("steps", self.steps, 0, 100_000)
-        _check_range("seed", self.seed, 0, 2**31 - 1)
+        for name in ("lesions", "pictures", "labelled", "measured"):
+            _check_range(name, getattr(self, name), 0, 20_000)
+        _check_range("word_epochs", self.word_epochs, 0, 1000)
+        if self.steps and not self.lesions + self.pictures + self.labelled:
+            raise UserError(
+                f"steps={self.steps} with lesions=0, pictures=0 and labelled=0: there would be nothing to learn from. "
+                "Raise one of them, or set steps=0."
+            )
+        _check_range("seed", self.seed, 0, 2**30)
 
     @property
     def folder(self) -> Path:

@@ -81,8 +81,8 @@ class Grade:
 
 GRADES: Mapping[Difficulty, Grade] = {
     "easy": Grade(0.0, (0.9, 1.0), (0.85, 1.0), 0.15),
-    "medium": Grade(0.2, (0.7, 1.0), (0.6, 1.0), 0.5),
-    "hard": Grade(0.4, (0.5, 0.9), (0.4, 0.9), 1.0),
+    "medium": Grade(0.25, (0.7, 1.0), (0.6, 1.0), 0.5),
+    "hard": Grade(0.45, (0.5, 0.9), (0.4, 0.9), 1.0),
 }
 
 
