@@ -112,8 +112,8 @@ class Episode:
 class Player:
     """Plays episodes side by side, one step of each at a time.
 
-    Only episodes that still run are generated for and stepped. An image that cannot be read fails the episodes that would
-    show it, as an environment that raises does, and the log names it.
+    Only episodes that still run are generated for and stepped. An image that cannot be read fails the episodes that
+    would show it, as an environment that raises does, and the log names it.
 
     Args:
         context: The parts to play with.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,10 +94,10 @@ class FileSource(ImageSource):
         records = [record for record in named if record.sample.label in labels]
         others = Counter(record.sample.label for record in named if record.sample.label not in labels)
         self._check(labels, records, others, listing.missing)
-        records, num_broken = self._readable(labels, records, listing.missing)
+        kept, num_broken = self._readable(labels, records, listing.missing)
         select = self.select
         division = divide(
-            records,
+            kept,
             val_share=select.val_share,
             test_share=select.test_share,
             caps={
@@ -159,7 +159,7 @@ class FileSource(ImageSource):
         if not broken:
             return records, 0
         what = f"{len(broken)} of {len(records)} images cannot be read: {_some([str(path) for path in broken])}"
-        kept = [record for record in records if not (isinstance((image := record.sample.image), Path) and image in broken)]
+        kept = [record for record in records if not _is_among(record.sample.image, broken)]
         if self.select.unreadable == "refuse" or not kept:
             raise UserError(
                 f"{self.where}: {what}. {next(iter(broken.values()))} With unreadable=drop such images are left out."
@@ -208,6 +208,10 @@ class FileSource(ImageSource):
 def file_record(path: Path, id: str, label: str, groups: Sequence[str] = (), split: Split | None = None) -> Record:
     """The record of an image file."""
     return Record(Sample(id, path, label), tuple(groups), split)
+
+
+def _is_among(image: object, files: Container[Path]) -> bool:
+    return isinstance(image, Path) and image in files  # arrays have no hash
 
 
 def _labels_of(records: Sequence[Record]) -> list[str]:
