@@ -134,6 +134,13 @@ class Evaluation(Callback):
         self.results = state_dict["results"]  # type: ignore[assignment]
         self._evaluated_step = state_dict["evaluated_step"]  # type: ignore[assignment]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """List the tasks before a model is loaded: what is wrong with their files is said now."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]  # a property that Lightning leaves unannotated
+        is_asked = stage != "fit" or self.at_start or self.at_end or self.every_n_epochs > 0
+        if is_asked and isinstance(datamodule, SuiteSource) and not datamodule.environment.tasks(self.split):
+            raise UserError(f"The {self.split} split has no tasks to evaluate on: check the environment's options.")
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a datamodule that cannot be evaluated before the first rollout is paid for."""
         rollout_source(trainer, type(self).__name__)

@@ -265,6 +265,8 @@ class RolloutDataModule(L.LightningDataModule):
         began = time.perf_counter()
         self._sync()
         self.groups, trained, rounds = self._collect(iteration)
+        if iteration == 0:
+            self._refuse_all_failed()
         collected = time.perf_counter()
         healthy = [without_failures(group) for group in trained]
         advantages = module.batch_advantages(healthy)
@@ -292,6 +294,18 @@ class RolloutDataModule(L.LightningDataModule):
         self.total_seconds += sum(slowest.values())
         metrics |= budget_metrics(cost, self.totals) | environment_metrics(self.groups)
         self.iteration_metrics = metrics | reduced_means(module.advantage_sums)
+
+    def _refuse_all_failed(self) -> None:
+        """Stop where the environment breaks every episode from the start: nothing would be trained, without an end."""
+        trajectories = [trajectory for group in self.groups for trajectory in group.trajectories]
+        errors = [trajectory.error for trajectory in trajectories if trajectory.stop_reason.is_failure]
+        counts = [len(errors), len(trajectories) - len(errors)]
+        num_failed, num_healthy = distributed.reduce_integers(counts, "sum")
+        if num_failed and not num_healthy:
+            raise UserError(
+                f"All {num_failed} episodes of the first iteration failed, so there is nothing to train on. "
+                + (f"The first one: {errors[0]}" if errors else "Other ranks say why.")
+            )
 
     def _num_leaked(self) -> int:
         """Threads abandoned and processes replaced so far."""

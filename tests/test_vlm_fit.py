@@ -19,10 +19,10 @@ from lit_agentrl.models.policy import Lora, Vision
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.vision import VisionInputs
 from lit_agentrl.rollouts import ChainRollout, HistoryWindow, TreeRollout
-from lit_agentrl.types import TrainBatch
+from lit_agentrl.types import StopReason, TrainBatch
 from runs import checkpoint, run_alone
 from test_resume import same
-from vlm_fits import SGD, Fit, Slides, drift, fit, noise, num_unique
+from vlm_fits import SGD, Fit, Slides, SlidesEnvironment, drift, fit, noise, num_unique
 from vlm_folders import TRAINABLE, build_vlm_folder
 
 Fits = Callable[[str, str], Fit]
@@ -225,6 +225,33 @@ def test_rebuilt_prompts_show_the_present_picture_alone(name, folders, tmp_path)
     steps = [step for group in shared.data.groups for t in group.trajectories for step in t.steps]
     assert len({step.images[0].tobytes() for step in steps}) == 2 + 2 * 3 * (TURNS - 1)
     assert "Steps taken: 2" in steps[2].prompt
+
+
+class TornSlides(Slides):
+    """Whose second picture is a file that is gone, in one task of two."""
+
+    def make(self, task: str) -> SlidesEnvironment:
+        environment = super().make(task)
+        if int(task[-1]) % 2:
+            environment.missing_at = 1
+        return environment
+
+
+@pytest.mark.parametrize("data", [TREES, REBUILT], ids=["trees", "rebuilt"])
+def test_a_picture_that_is_gone_later_fails_the_episode_there(data, folders, tmp_path):
+    """What was played until then is not trained either; the other prompt is."""
+    made = fit(folders("llava"), tmp_path, suite=TornSlides(TURNS), data={**data, "num_prompts": 6}, **TIGHT)
+    groups = {group.prompt_id: group.trajectories for group in made.data.groups}
+    assert len(groups) == 6
+    for task, trajectories in groups.items():
+        is_torn = int(task[-1]) % 2 == 1
+        assert {t.stop_reason for t in trajectories} == {StopReason.ENV_ERROR if is_torn else StopReason.DONE}
+        assert {len(t.steps) for t in trajectories} == {1 if is_torn else TURNS}
+        assert all(("There is no image file /gone/away.png" in t.error) == is_torn for t in trajectories)
+    shown = sum(len(batch.vision.shown) for batch in batches(made) if batch.vision is not None)
+    assert shown == sum(len(groups[task]) for task in groups if int(task[-1]) % 2 == 0) * (
+        TURNS if data is REBUILT else 1
+    )
 
 
 def test_trees_of_a_real_game(folders, tmp_path):

@@ -17,6 +17,7 @@ from torch import nn
 
 from lit_agentrl.callbacks import AtomicCheckpointIO, CollectionMetrics, IterationCheckpoint, NonFiniteGuard
 from lit_agentrl.datamodules import RolloutDataModule
+from lit_agentrl.images import Image, ImageRef
 from lit_agentrl.methods import GRPOPlusPlusModule
 from lit_agentrl.methods.base import PolicyModule
 from lit_agentrl.models.lm_parts import base_lm, decoder_of
@@ -57,6 +58,8 @@ class SlidesEnvironment:
     def __init__(self, task: str, turns: int) -> None:
         self._done: tuple[str, ...] = (task,)
         self._turns = turns
+        self.missing_at = -1
+        """The turn whose picture is a file that is not there."""
 
     def reset(self) -> Observation:
         return self._observe("Be brief.")
@@ -84,7 +87,9 @@ class SlidesEnvironment:
         pass
 
     def _observe(self, system: str = "") -> Observation:
-        return Observation("Next.", system, images=(noise(self._done),))
+        is_missing = len(self._done) - 1 == self.missing_at
+        image: Image = ImageRef("/gone/away.png", "0" * 64) if is_missing else noise(self._done)
+        return Observation("Next.", system, images=(image,))
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as pil
 from PIL import ImageOps, UnidentifiedImageError
 
-from lit_agentrl.errors import UserError
+from lit_agentrl.errors import ImageError, UserError
 from lit_agentrl.images.base import Image, ImageRef
 
 MAX_PIXELS = 50_000_000
@@ -38,7 +38,8 @@ def image_ref(path: str | Path, crop: tuple[float, float, float, float] | None =
         crop: Left, top, right and bottom as shares of width and height, see `ImageRef.crop`.
 
     Raises:
-        UserError: There is no such file, it is empty or cannot be read, or the crop is no part of an image.
+        ImageError: There is no such file, or it is empty or cannot be read.
+        UserError: The crop is no part of an image.
     """
     file = Path(path).expanduser().absolute()
     _check_crop(crop, str(file))
@@ -47,7 +48,7 @@ def image_ref(path: str | Path, crop: tuple[float, float, float, float] | None =
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"The image {file} cannot be read: {error.strerror}.") from error
+        raise ImageError(f"The image {file} cannot be read: {error.strerror}.") from error
     return ImageRef(str(file), digest, crop)
 
 
@@ -78,8 +79,8 @@ def decode(image: Image, max_pixels: int = MAX_PIXELS, notes: Counter[str] | Non
         notes: Counts what was put right (`several frames`, `transparent`, `16 bits`, `CMYK`).
 
     Raises:
-        UserError: The file is missing, empty, no image, damaged, too large or another one than when it was hashed, or
-            the array is no image.
+        ImageError: The file is missing, empty, no image, damaged, too large or another one than when it was hashed.
+        UserError: The array or the crop is none.
     """
     if not isinstance(image, ImageRef):
         _check_array(image)
@@ -92,10 +93,10 @@ def decode(image: Image, max_pixels: int = MAX_PIXELS, notes: Counter[str] | Non
     with _opened(data, image.path, max_pixels) as picture:
         try:
             whole = _upright_rgb(picture, image.path, notes)
-        except UserError:
+        except ImageError:
             raise
         except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-            raise UserError(
+            raise ImageError(
                 f"The image {image.path} is damaged ({picture.format}, {picture.width} x {picture.height}): {error}. "
                 "Was the download cut? Fetch it anew, or leave it out."
             ) from error
@@ -104,12 +105,12 @@ def decode(image: Image, max_pixels: int = MAX_PIXELS, notes: Counter[str] | Non
 
 def _check_file(file: Path) -> None:
     if not file.is_file():
-        raise UserError(f"There is no image file {file}.")
+        raise ImageError(f"There is no image file {file}.")
     size = file.stat().st_size
     if size == 0:
-        raise UserError(f"The image {file} is empty (0 bytes). Fetch it anew, or leave it out.")
+        raise ImageError(f"The image {file} is empty (0 bytes). Fetch it anew, or leave it out.")
     if size > MAX_BYTES:
-        raise UserError(f"The image {file} has {size:,} bytes, the most is {MAX_BYTES:,}. Is it an image at all?")
+        raise ImageError(f"The image {file} has {size:,} bytes, the most is {MAX_BYTES:,}. Is it an image at all?")
 
 
 def _read(ref: ImageRef) -> bytes:
@@ -119,9 +120,9 @@ def _read(ref: ImageRef) -> bytes:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UserError(f"The image {file} cannot be read: {error.strerror}.") from error
+        raise ImageError(f"The image {file} cannot be read: {error.strerror}.") from error
     if (digest := hashlib.sha256(data).hexdigest()) != ref.sha256:
-        raise UserError(
+        raise ImageError(
             f"The image {file} is not the one it was: its SHA-256 was {ref.sha256[:16]}..., now it is {digest[:16]}... "
             "Put the old file back, or start from references made anew."
         )
@@ -134,14 +135,14 @@ def _opened(data: bytes, path: str, max_pixels: int) -> pil.Image:
     try:
         picture = pil.open(io.BytesIO(data), formats=[name for name in FORMATS if name in pil.OPEN])
     except UnidentifiedImageError as error:
-        raise UserError(
+        raise ImageError(
             f"The file {path} is no image that can be read: it starts with {data[:8]!r}. Formats that can are "
             f"{', '.join(FORMATS)}."
         ) from error
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:  # a filter may raise the warning
-        raise UserError(f"The image {path} is refused: {error} {_HOW_TO_SHRINK}") from error
+        raise ImageError(f"The image {path} is refused: {error} {_HOW_TO_SHRINK}") from error
     except Exception as error:  # see decode
-        raise UserError(f"The image {path} is damaged: its header cannot be read. {error}") from error
+        raise ImageError(f"The image {path} is damaged: its header cannot be read. {error}") from error
     width, height = picture.size
     if width * height > max_pixels:
         _refuse_size(f"The image {path} ({width} x {height})", width * height, max_pixels)
@@ -149,7 +150,7 @@ def _opened(data: bytes, path: str, max_pixels: int) -> pil.Image:
 
 
 def _refuse_size(what: str, pixels: int, max_pixels: int) -> NoReturn:
-    raise UserError(
+    raise ImageError(
         f"{what} has {pixels / 1e6:.1f} million pixels, the limit is {max_pixels / 1e6:g} million. {_HOW_TO_SHRINK}"
     )
 
@@ -170,7 +171,7 @@ def _upright_rgb(picture: pil.Image, path: str, notes: Counter[str]) -> pil.Imag
         notes["16 bits"] += 1
         return _from_16_bits(picture, path)
     if picture.mode == "F":
-        raise UserError(f"The image {path} holds floating-point numbers, whose range is not known. Save it as 8 bits.")
+        raise ImageError(f"The image {path} holds floating-point numbers, whose range is not known. Save it as 8 bits.")
     if picture.has_transparency_data:
         notes["transparent"] += 1
         rgba = picture.convert("RGBA")
@@ -187,7 +188,7 @@ def _from_16_bits(picture: pil.Image, path: str) -> pil.Image:
     values = np.asarray(picture)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise UserError(
+        raise ImageError(
             f"The image {path} holds integers from {low} to {high}, whose range is not known. Save it as 8 bits."
         )
     return pil.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")

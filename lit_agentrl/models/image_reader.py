@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoImageProcessor
 
-from lit_agentrl.errors import UserError
+from lit_agentrl.errors import ImageError, UserError
 from lit_agentrl.images import Image, ImageReader, ImageRef, Picture, Resize, content_key, decode
 from lit_agentrl.models.image_text import image_text, markup_of
 from lit_agentrl.models.policy import load_tokenizer
@@ -83,7 +83,7 @@ class HFImageReader:
         """The picture of an image, from the cache where it is there; threads that want the same one share the work.
 
         Raises:
-            UserError: The image cannot be read (`images.decode`), or the processor refuses it.
+            ImageError: The image cannot be read (`images.decode`), or the processor refuses it.
         """
         digest = hashlib.sha256(f"{content_key(image)} {self._settings}".encode()).digest()
         key = int.from_bytes(digest[:8]) >> 1
@@ -93,7 +93,8 @@ class HFImageReader:
         """The images [B] of right-padded rows [B, L]; None where no row shows one.
 
         Raises:
-            UserError: An image cannot be read, or a row's images do not fill its placeholders.
+            ImageError: An image cannot be read.
+            UserError: A row's images do not fill its placeholders.
         """
         if not any(images):
             return None
@@ -112,7 +113,7 @@ class HFImageReader:
         try:
             processed = self.processor(picture, return_tensors="pt", **options)
         except (ValueError, ZeroDivisionError) as error:
-            raise UserError(
+            raise ImageError(
                 f"The model's image processor ({type(self.processor).__name__}) refuses {_name(image)}, "
                 f"{picture.width} x {picture.height}: {error} Resize it (`resize`), or leave it out."
             ) from error

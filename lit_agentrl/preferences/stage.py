@@ -69,16 +69,17 @@ class MiningRun(L.Callback):
     def __init__(self, mining: Mining, options: Mapping[str, Any], ckpt_path: str | None = None) -> None:
         self.mining, self.options, self.ckpt_path = mining, options, ckpt_path
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot be mined before a model is loaded."""
+        source = _source(trainer)
+        self.mining.miner.check(source)
+        if not source.environment.tasks(self.mining.split):
+            raise UserError(f"The {self.mining.split} split has no tasks to mine: check the environment's options.")
+
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mine all tasks, or go on where an earlier run was stopped."""
-        source: object = trainer.datamodule  # type: ignore[attr-defined]  # a property that Lightning leaves unannotated
-        if not isinstance(source, MiningSource):
-            raise UserError(f"mine-preferences plays tasks, {type(source).__name__} has none: use RolloutDataModule.")
-        mining = self.mining
-        mining.miner.check(source)
+        source, mining = _source(trainer), self.mining
         tasks = list(source.environment.tasks(mining.split))[: mining.num_tasks]
-        if not tasks:
-            raise UserError(f"The {mining.split} split has no tasks to mine: check the environment's options.")
         origin = self._origin(source)
         output = Path(mining.output or Path(trainer.default_root_dir) / FILE_NAME)
         store = PairStore(output, _fingerprint(self.options, tasks, origin))
@@ -124,6 +125,13 @@ class MiningRun(L.Callback):
         kept, counts = keep(found, self.mining.filters)
         counts.update(tasks=1, candidates=len(found), tasks_without=not kept)
         return [record(candidate, origin, folder) for candidate in kept], counts
+
+
+def _source(trainer: L.Trainer) -> MiningSource:
+    source: object = trainer.datamodule  # type: ignore[attr-defined]  # a property that Lightning leaves unannotated
+    if not isinstance(source, MiningSource):
+        raise UserError(f"mine-preferences plays tasks, {type(source).__name__} has none: use RolloutDataModule.")
+    return source
 
 
 def record(candidate: Candidate, origin: Mapping[str, Any], folder: Path) -> Record:

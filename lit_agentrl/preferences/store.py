@@ -67,7 +67,7 @@ class PairStore:
             append_line(self.part, json.dumps({"fingerprint": self.fingerprint}))
             return {}
         found: dict[int, Chunk] = {}
-        header, *lines = self.part.read_text(encoding="utf-8").splitlines() or [""]
+        header, *lines = self.part.read_text(encoding="utf-8").split("\n")  # not splitlines: a reply may hold U+2028
         if _parsed(header).get("fingerprint") != self.fingerprint:
             raise UserError(
                 f"{self.part} was begun with other options. Delete it to mine anew, or write elsewhere with "

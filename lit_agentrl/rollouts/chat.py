@@ -78,7 +78,8 @@ class Chat:
         """The token ids of an episode's first prompt, generation prompt included.
 
         Raises:
-            UserError: The observation has images, which the model does not take or which cannot be read.
+            UserError: The observation has images, which the model does not take.
+            ImageError: One of them cannot be read.
         """
         template, pictures = self.template, self._pictures(observation.images)
         system = [template.message("system", template.harmless(observation.system))] if observation.system else []
@@ -89,7 +90,8 @@ class Chat:
         """Everything the policy sees at the next step: the old context, its own tokens, then the new observation.
 
         Raises:
-            UserError: The observation has images, which the model does not take or which cannot be read.
+            UserError: The observation has images, which the model does not take.
+            ImageError: One of them cannot be read.
         """
         if self.mode == "rebuild":
             return self.opening(observation)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_agentrl.envs.pool import EnvironmentFailure
+from lit_agentrl.errors import ImageError
 from lit_agentrl.images import Image
 from lit_agentrl.rollouts.base import Prompt, RolloutContext
 from lit_agentrl.rollouts.budget import Accounts
@@ -25,6 +27,8 @@ from lit_agentrl.types import (
 )
 
 CutActions = Literal["stop", "continue"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -108,7 +112,8 @@ class Episode:
 class Player:
     """Plays episodes side by side, one step of each at a time.
 
-    Only episodes that still run are generated for and stepped.
+    Only episodes that still run are generated for and stepped. An image that cannot be read fails the episodes that
+    would show it, as an environment that raises does, and the log names it.
 
     Args:
         context: The parts to play with.
@@ -123,6 +128,7 @@ class Player:
     ) -> None:
         self.context, self.max_steps, self.cut_actions, self.branching = context, max_steps, cut_actions, branching
         self.accounts = Accounts(context.budget, context.sampling.max_new_tokens)
+        self._unreadable: set[str] = set()
 
     def play(self, episodes: Sequence[Episode]) -> None:
         """Play `episodes` to their ends, and close their environments whatever happens."""
@@ -276,7 +282,11 @@ class Player:
         if self.branching:
             episode.states.append(state)
         steps = episode.trajectory.steps
-        prompt = next_prompt(context.chat, context.memory, steps, state.observation, context.room)
+        try:
+            prompt = next_prompt(context.chat, context.memory, steps, state.observation, context.room)
+        except ImageError as error:
+            self._fail(episode, str(error))
+            return
         episode.context_ids, episode.is_shortened, episode.turn = prompt.token_ids, prompt.is_shortened, prompt.text
         episode.images = shown_images(context.chat, steps, state.observation)
         seen = len(episode.tokens)
@@ -284,6 +294,13 @@ class Player:
             episode.tokens += episode.context_ids[seen:]
         else:  # the first prompt, or a rebuilt one
             episode.tokens = list(episode.context_ids)
+
+    def _fail(self, episode: Episode, error: str) -> None:
+        """End an episode whose image cannot be shown; the log has it once, not once for every episode of its prompt."""
+        if error not in self._unreadable:
+            log.warning("The episodes of %s fail, and are not trained on: %s", episode.prompt.task, error)
+        self._unreadable.add(error)
+        episode.end(StopReason.ENV_ERROR, error)
 
     def _read(
         self, episode: Episode, observation: Observation, reward: float, done: bool, began: float

@@ -9,6 +9,7 @@ from lit_agentrl.envs.dermatology.labels import plain
 from lit_agentrl.errors import UserError
 
 OtherLabels = Literal["refuse", "drop"]
+Unreadable = Literal["fail", "refuse", "drop"]
 
 
 @dataclass(frozen=True)  # no slots: the command line reads defaults from `vars`
@@ -33,6 +34,10 @@ class Selection:
     """Images of a label in the train split; None for all. The authors took at most 100."""
     max_held_out_per_class: int | None = None
     """Images of a label in val, and in test; None for all."""
+    unreadable: Unreadable = "fail"
+    """What happens to image files that cannot be read: each fails the episodes that show it (`fail`), or all files are
+    decoded when the layout is listed, and a broken one is an error (`refuse`), or left out and counted (`drop`). Above
+    `images.MAX_PIXELS` a file counts as broken there, whatever `Resize.refuse_above` is."""
     seed: int = 0
     """Of the splits, of what a cap keeps, and of the order."""
 
@@ -47,5 +52,7 @@ class Selection:
                 raise UserError(f"{name}={count} must be at least 1, or null for all images.")
         if self.other_labels not in ("refuse", "drop"):
             raise UserError(f"other_labels={self.other_labels!r} is unknown; allowed are refuse and drop.")
+        if self.unreadable not in ("fail", "refuse", "drop"):
+            raise UserError(f"unreadable={self.unreadable!r} is unknown; allowed are fail, refuse and drop.")
         if self.labels is not None and len({plain(label) for label in self.labels} - {""}) < max(2, len(self.labels)):
             raise UserError(f"labels={self.labels}: at least two are needed, all different.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from lit_agentrl.envs.dermatology.labels import DISEASES, label_name, name_table, plain
+from lit_agentrl.envs.dermatology.readable import unreadable
 from lit_agentrl.envs.dermatology.samples import ImageSource, Sample
 from lit_agentrl.envs.dermatology.selection import Selection
 from lit_agentrl.envs.dermatology.splits import Division, Record, divide
@@ -93,9 +94,10 @@ class FileSource(ImageSource):
         records = [record for record in named if record.sample.label in labels]
         others = Counter(record.sample.label for record in named if record.sample.label not in labels)
         self._check(labels, records, others, listing.missing)
+        kept, num_broken = self._readable(labels, records, listing.missing)
         select = self.select
         division = divide(
-            records,
+            kept,
             val_share=select.val_share,
             test_share=select.test_share,
             caps={
@@ -103,7 +105,7 @@ class FileSource(ImageSource):
             },
             seed=select.seed,
         )
-        self._report(labels, division, others, listing)
+        self._report(labels, division, others, num_broken, listing)
         return labels, division
 
     def _labels(self, found: Sequence[str]) -> list[str]:
@@ -147,9 +149,36 @@ class FileSource(ImageSource):
         if len(labels) < 2:
             raise UserError(f"{self.where}: all images are of {labels[0]!r}; recognition needs at least two labels.")
 
-    def _report(self, labels: Sequence[str], division: Division, others: Mapping[str, int], listing: Listing) -> None:
+    def _readable(
+        self, labels: Sequence[str], records: Sequence[Record], missing: Sequence[str]
+    ) -> tuple[Sequence[Record], int]:
+        """The records without those of broken files, where these are to be looked for, and how many that left out."""
+        if self.select.unreadable == "fail":
+            return records, 0
+        broken = unreadable(record.sample.image for record in records if isinstance(record.sample.image, Path))
+        if not broken:
+            return records, 0
+        what = f"{len(broken)} of {len(records)} images cannot be read: {_some([str(path) for path in broken])}"
+        kept = [record for record in records if not _is_among(record.sample.image, broken)]
+        if self.select.unreadable == "refuse" or not kept:
+            raise UserError(
+                f"{self.where}: {what}. {next(iter(broken.values()))} With unreadable=drop such images are left out."
+            )
+        log.warning("%s: %s. They are left out.", self.where, what)
+        self._check(labels, kept, {}, missing)
+        return kept, len(broken)
+
+    def _report(
+        self,
+        labels: Sequence[str],
+        division: Division,
+        others: Mapping[str, int],
+        num_broken: int,
+        listing: Listing,
+    ) -> None:
         left_out = {
             "of other labels": sum(others.values()),
+            "that cannot be read": num_broken,
             "beyond the cap of their label": division.num_over_cap,
             **listing.notes,
         }
@@ -179,6 +208,10 @@ class FileSource(ImageSource):
 def file_record(path: Path, id: str, label: str, groups: Sequence[str] = (), split: Split | None = None) -> Record:
     """The record of an image file."""
     return Record(Sample(id, path, label), tuple(groups), split)
+
+
+def _is_among(image: object, files: Container[Path]) -> bool:
+    return isinstance(image, Path) and image in files  # arrays have no hash
 
 
 def _labels_of(records: Sequence[Record]) -> list[str]:
