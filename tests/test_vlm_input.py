@@ -218,7 +218,7 @@ def test_all_images_broken(vlm, tmp_path, refused):
 
 
 def test_all_images_broken_and_nobody_looked(vlm, tmp_path, capfd):
-    """What large-file storage leaves where it was not asked for the files: training that trains nothing ends at once."""
+    """As large-file storage leaves files that were not asked for: training that trains nothing ends at once."""
     for label in ("melanoma", "nevus"):
         for number in range(3):
             file = tmp_path / "images" / label / f"{number}.png"
