@@ -14,6 +14,7 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Vision, load_policy
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
+from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
 
@@ -58,6 +59,7 @@ class LanguageModule(L.LightningModule):
         self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
+        self._seeing: list[nn.Parameter] = []  # trained weights that only rows with images need
         self.strict_loading = False  # checkpoints hold the trainable weights only
         self._given: list[dict[str, Any]] = []  # the optimiser's options, before a schedule or a checkpoint
         self.num_step_tokens = 1  # what the guard skips a step for when it is 0
@@ -75,6 +77,7 @@ class LanguageModule(L.LightningModule):
             quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
         )
+        self._seeing = seeing_weights(lm)
         if self.compiles_layers:
             compile_layers(lm)
         if self.share_prefix is False:
@@ -132,6 +135,10 @@ class LanguageModule(L.LightningModule):
 
         The loss already carries the global denominator of the optimiser step, so micro-batches and ranks must add up.
         """
+        if self._seeing:
+            # Rows of text, and layers after the one that LLaVA takes, give no gradient. DDP waits for one of each weight,
+            # and weight decay should not depend on the number of ranks.
+            loss = loss + 0.0 * torch.stack([weight.sum() for weight in self._seeing]).sum()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def log_sums(self, sums: dict[str, Tensor], batch: TrainBatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from peft import PeftModel
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.vision_families import FAMILIES, has_vision
@@ -22,9 +23,6 @@ State = Literal["frozen", "trained", "lora"]
 @dataclass(frozen=True)
 class Vision:
     """How the parts of a vision-language model are trained.
-
-    Where batches have rows of text alone, or the model leaves out layers of its tower (LLaVA takes the last but one),
-    trained weights get no gradient: DDP wants `strategy: ddp_find_unused_parameters_true` then.
 
     Args:
         tower: The vision encoder: `frozen`, `trained` with all its weights, or under the adapter of `lora`.
@@ -102,6 +100,17 @@ def freeze(lm: PreTrainedModel, states: dict[Part, State]) -> None:
         trained = states[parts.of(name.replace(".base_layer.", "."))] == "trained"
         if parameter.is_floating_point():  # those of a quantised model are not, and cannot be trained
             parameter.requires_grad_(trained)
+
+
+def seeing_weights(lm: PreTrainedModel | PeftModel) -> list[torch.nn.Parameter]:
+    """The trained weights of tower and connector: what rows of text leave without a gradient."""
+    base: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+    parts = Parts(base)
+    return [
+        parameter
+        for name, parameter in base.named_parameters()
+        if parameter.requires_grad and parts.of(name.replace(".base_layer.", ".")) != "language"
+    ]
 
 
 def adapter_targets(
