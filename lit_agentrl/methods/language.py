@@ -136,8 +136,8 @@ class LanguageModule(L.LightningModule):
         The loss already carries the global denominator of the optimiser step, so micro-batches and ranks must add up.
         """
         if self._seeing:
-            # Rows of text, and layers after the one that LLaVA takes, give no gradient. DDP waits for one of each weight,
-            # and weight decay should not depend on the number of ranks.
+            # Rows of text, and layers after the one that LLaVA takes, give no gradient. DDP waits for one of each
+            # weight, and weight decay should not depend on the number of ranks.
             loss = loss + 0.0 * torch.stack([weight.sum() for weight in self._seeing]).sum()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
