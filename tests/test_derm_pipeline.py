@@ -199,6 +199,7 @@ def alone(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
 
 
+@pytest.mark.parametrize("chain", [FAST], indirect=True)
 def test_killed_while_it_mines(chain, start, monkeypatch):  # noqa: F811
     """`kill -9` after the first batch of tasks: the stage goes on with the second, and the pairs are the same."""
     folder = chain.root / "mine"
@@ -215,6 +216,7 @@ def test_killed_while_it_mines(chain, start, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chain", [FAST], indirect=True)
 def test_killed_in_every_stage(chain, start, capfd):  # noqa: F811
     """In real processes, one kill a stage: every export and every score as in the run without."""
     path = twin(chain.path.parent, chain.base, more=("mine_rag", "mdpo"), root="killed")
@@ -249,6 +251,7 @@ def answers(made: Chain, stage: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chain", [FAST], indirect=True)
 def test_the_best_of_several_answers(chain, monkeypatch):
     """Another miner on the same chain: by reward, two pairs a question."""
     path = twin(chain.path.parent, chain.base, more=tuple(MORE))
