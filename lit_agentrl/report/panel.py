@@ -106,11 +106,12 @@ def pick(row: Row, runs: Mapping[str, Path], name: str | None = None) -> Evaluat
     return records[0 if row.which == "first" else -1]
 
 
-def cell(found: Estimate | None, is_percent: bool) -> str:
-    """A value and its interval."""
+def cell(found: Estimate | None, is_percent: bool, *, is_difference: bool = False) -> str:
+    """A value and its interval; differences have a sign, those of shares are in points."""
     if found is None:
         return "-"
-    scale, form, unit = (100, ".1f", " %") if is_percent else (1, ".4g", "")
+    scale, form, unit = (100, ".1f", " points" if is_difference else " %") if is_percent else (1, ".4g", "")
+    form = f"+{form}" if is_difference else form
     text = f"{format(scale * found.value, form)}{unit}"
     if found.low is None or found.high is None:
         return text

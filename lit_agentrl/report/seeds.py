@@ -47,7 +47,7 @@ class SeedTable:
         steps = [
             [
                 f"{label} - {before}",
-                *(_signed(self.difference(label, c.key, before), c.is_percent) for c in self.columns),
+                *(cell(self.difference(label, c.key, before), c.is_percent, is_difference=True) for c in self.columns),
             ]
             for before, label in pairwise(labels)
         ]
@@ -104,14 +104,3 @@ def _number(found: dict[str, float] | None) -> float:
 def _mean(values: NDArray[np.float64]) -> Estimate | None:
     there = values[np.isfinite(values)]
     return estimate(there[:, None]) if there.size else None
-
-
-def _signed(found: Estimate | None, is_percent: bool) -> str:
-    """A difference; of shares in points."""
-    if found is None:
-        return "-"
-    scale, form, unit = (100, "+.1f", " points") if is_percent else (1, "+.4g", "")
-    text = f"{format(scale * found.value, form)}{unit}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{format(scale * found.low, form)}, {format(scale * found.high, form)}]"
