@@ -175,18 +175,6 @@ class PolicyModule(LanguageModule):
         metrics = surrogate_metrics(*compared, batch.action_mask, self.clip_low, self.clip_high, weights=batch.weights)
         return loss, sums | {f"train/{name}": metrics[name] for name in ("ratio", "clip_fraction", "approx_kl")}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the reference policy's weights."""
-        super().on_save_checkpoint(checkpoint)
-        if self.reference is not None:
-            checkpoint["reference"] = self.reference.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the reference policy's weights back."""
-        super().on_load_checkpoint(checkpoint)
-        if self.reference is not None and checkpoint.get("reference"):
-            self.reference.load_state_dict(checkpoint["reference"])
-
     def _surrogate(self, logp: Tensor, old: Tensor, batch: TrainBatch) -> Tensor:
         return policy_loss(
             self.loss,

@@ -163,18 +163,6 @@ class DPOModule(LanguageModule):
             sums["train/reward_anchor"] = (reward * scores.is_pair).sum()
         return total / batch.num_pairs, sums
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the reference policy's weights."""
-        super().on_save_checkpoint(checkpoint)
-        if self.reference is not None:
-            checkpoint["reference"] = self.reference.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the reference policy's weights back."""
-        super().on_load_checkpoint(checkpoint)
-        if self.reference is not None and checkpoint.get("reference"):
-            self.reference.load_state_dict(checkpoint["reference"])
-
     def _scores(self, batch: PreferenceBatch) -> PairScores:
         """What the policy and its reference say of the batch's pairs."""
         shape = (-1, batch.rows_per_pair)

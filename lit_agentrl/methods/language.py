@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Vision, load_policy
+from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
@@ -59,6 +60,7 @@ class LanguageModule(L.LightningModule):
         self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
+        self.reference: Reference | None = None  # what methods with one compare the policy with
         self._seeing: list[nn.Parameter] = []  # trained weights that only rows with images need
         self.strict_loading = False  # checkpoints hold the trainable weights only
         self._given: list[dict[str, Any]] = []  # the optimiser's options, before a schedule or a checkpoint
@@ -150,7 +152,9 @@ class LanguageModule(L.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable weights only: a frozen base is loaded from `pretrained` again."""
+        """Keep the trainable weights only (a frozen base is loaded from `pretrained` again), and the reference's."""
+        if self.reference is not None:
+            checkpoint["reference"] = self.reference.state_dict()
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         if len(trainable) < sum(1 for _ in self.parameters()):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
@@ -164,3 +168,5 @@ class LanguageModule(L.LightningModule):
                 "one. It was made with another model or other LoRA targets: use the same --model options, or start a "
                 "new run."
             )
+        if self.reference is not None and checkpoint.get("reference"):
+            self.reference.load_state_dict(checkpoint["reference"])
