@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -361,8 +361,24 @@ class Completion:
     """Context tokens that were computed for this completion alone; a shared prompt counts for its first member."""
 
 
+class Fingerprint(NamedTuple):
+    """Moments of all weights of a model, whatever they are called, split into or joined to: one value of each once."""
+
+    count: int
+    """How many numbers."""
+    total: float
+    """Their sum, in float64."""
+    squares: float
+    """The sum of their squares, in float64."""
+
+
 class Engine(ABC):
-    """Generates tokens with the policy's current weights."""
+    """Generates tokens with the weights that the policy had when it was last synced."""
+
+    version: int = 0
+    """Of the weights that it samples from: how many syncs there were."""
+    shares_weights: bool = False
+    """Whether it samples from the very tensors that are trained: nothing is copied, and they move while they train."""
 
     @abstractmethod
     def generate(
@@ -386,6 +402,13 @@ class Engine(ABC):
 
     def use_image_reader(self, reader: ImageReader) -> None:  # noqa: B027  # nothing to do for most
         """Learn how images become the model's inputs, once, before the first call that shows one."""
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Of the weights it samples from, as they are where they are used; None where it cannot tell."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  # nothing to do for most
+        """Give back what it holds: memory, processes, files. It is not used any more."""
 
 
 Metrics = Mapping[str, float]

@@ -49,6 +49,8 @@ class HFEngine(Engine):
         completions = engine.generate([prompt_ids] * 8, SamplingParams(max_new_tokens=32), seeds=range(8))
     """
 
+    shares_weights = True
+
     def __init__(
         self,
         stop_token_ids: Sequence[int] | None = None,
@@ -90,7 +92,6 @@ class HFEngine(Engine):
         self.max_batch_tokens = max_batch_tokens
         self.max_prefill_tokens = max_prefill_tokens
         self.seed = seed
-        self.num_syncs = 0
         self._num_calls = 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._reader: ImageReader | None = None
@@ -127,7 +128,7 @@ class HFEngine(Engine):
             self._driver, self._images = None, None
             self._is_checked = self._has_refused_images = False
         self._forget()
-        self.num_syncs += 1
+        self.version += 1
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""
@@ -177,7 +178,7 @@ class HFEngine(Engine):
         self._num_calls += 1
         stop_ids = self.stop_token_ids if self.stop_token_ids is not None else default_stop_ids(lm)
         stop_ids = [*stop_ids, *params.stop_token_ids]
-        weights = f"the weights of sync {self.num_syncs}"
+        weights = f"the weights of sync {self.version}"
         shown = self._image_tokens(lm, has_images=images is not None and any(images))
         # an action must not hold a placeholder: nothing would stand there in the next turn and in training
         excluded = () if shown is None else (shown.image_token_id,)
