@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -361,7 +361,8 @@ class Completion:
     """Context tokens that were computed for this completion alone; a shared prompt counts for its first member."""
 
 
-class Fingerprint(NamedTuple):
+@dataclass(frozen=True)
+class Fingerprint:
     """Moments of all weights of a model, whatever they are called, split into or joined to: one value of each once."""
 
     count: int
