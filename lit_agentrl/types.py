@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -193,6 +194,9 @@ class TrainBatch:
     """The same of rows; a row counts what its action tokens count on average."""
     vision: RowImages | None = None
     """The images that the rows show; None for rows of text."""
+    sampler_differs: bool = False
+    """Whether other weights sampled the tokens than the trainer holds when the iteration starts, or an engine with a
+    copy of them; the same on every rank, always."""
 
     @property
     def token_denominator(self) -> float:
@@ -380,6 +384,8 @@ class Engine(ABC):
     """Of the weights that it samples from: how many syncs there were."""
     shares_weights: bool = False
     """Whether it samples from the very tensors that are trained: nothing is copied, and they move while they train."""
+    weights_dtype: torch.dtype | None = None
+    """What merged weights are cast to before they are sampled from; None: they are held as the policy holds them."""
 
     @abstractmethod
     def generate(

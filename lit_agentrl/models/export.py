@@ -147,14 +147,14 @@ def _merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
     }
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            for parameter, value in _merged_layer(module).named_parameters():
+            for parameter, value in merged_layer(module).named_parameters():
                 state[f"{name}.{parameter}"] = value.detach()
     for tied in model.all_tied_weights_keys:  # gathered shards no longer share memory: left in, it would be saved twice
         state.pop(tied, None)
     return state
 
 
-def _merged_layer(module: LoraLayer) -> nn.Module:
+def merged_layer(module: LoraLayer) -> nn.Module:
     """The layer under an adapter with the update added, as peft does it, on a copy of this one layer."""
     layer: Any = copy.deepcopy(module)
     for part in layer.modules():
