@@ -382,10 +382,16 @@ class Engine(ABC):
 
     version: int = 0
     """Of the weights that it samples from: how many syncs there were."""
-    shares_weights: bool = False
-    """Whether it samples from the very tensors that are trained: nothing is copied, and they move while they train."""
-    weights_dtype: torch.dtype | None = None
-    """What merged weights are cast to before they are sampled from; None: they are held as the policy holds them."""
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it samples from the very tensors that are trained: nothing is copied, they move while they train."""
+        return False
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What merged weights are cast to before it samples from them; None: they are held as the policy holds them."""
+        return None
 
     @abstractmethod
     def generate(
