@@ -89,9 +89,7 @@ def mismatch_metrics(
 def _raw_weight(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor | None, kind: Importance) -> Tensor:
     """exp(d) of each token, or of its whole row; 0 off the mask."""
     if kind not in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
-        raise ValueError(
-            f"kind={kind!r} must be token_truncate, token_mask, sequence_truncate or sequence_mask."
-        )
+        raise ValueError(f"kind={kind!r} must be token_truncate, token_mask, sequence_truncate or sequence_mask.")
     mask = torch.ones_like(old_logp, dtype=torch.bool) if mask is None else mask.bool()
     check_same_shape(old_logp=old_logp, sampler_logp=sampler_logp, mask=mask)
     difference = torch.where(mask, (old_logp - sampler_logp).detach(), 0.0)

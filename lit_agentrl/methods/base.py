@@ -134,10 +134,10 @@ class PolicyModule(LanguageModule):
                 self.reference.update(self.policy, self.trainer.global_step)
                 with self.reference.using(self.policy):
                     for batch in batches:
-                        batch.reference_logprobs = self._score_on_device(batch)
+                        batch.reference_logprobs = self.logprobs_of(batch)
             if any(batch.num_updates > 1 and self.recomputes(batch) for batch in batches):
                 for batch in batches:
-                    batch.sampler_logprobs, batch.old_logprobs = batch.old_logprobs, self._score_on_device(batch)
+                    batch.sampler_logprobs, batch.old_logprobs = batch.old_logprobs, self.logprobs_of(batch)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One micro-batch of the policy-gradient loss."""
@@ -231,7 +231,3 @@ class PolicyModule(LanguageModule):
         options: dict[str, Any] = {"kind": self.importance, "weights": batch.weights}
         found = mismatch_metrics(old, sampler, batch.action_mask, self.importance_cap, **options)
         return {f"mismatch/{name}": value for name, value in found.items()}
-
-    def _score_on_device(self, batch: TrainBatch) -> Tensor:
-        """Log-probabilities of a batch that still lies on the CPU, [B, L] on the CPU."""
-        return self.score(self.transfer_batch_to_device(batch, self.device, 0)).logprobs.float().cpu()

@@ -94,8 +94,7 @@ def merged_weights(lm: nn.Module) -> Iterator[Tensor]:
 
 
 def _merged(layer: LoraLayer) -> Iterator[Tensor]:
-    is_plain = isinstance(layer, Linear | Embedding) and not layer.lora_variant and not any(layer.lora_bias.values())
-    if not is_plain:
+    if not isinstance(layer, Linear | Embedding) or layer.lora_variant or any(layer.lora_bias.values()):
         yield from (parameter.detach() for parameter in merged_layer(layer).parameters())
         return
     base: nn.Module = layer.get_base_layer()
@@ -107,11 +106,11 @@ def _merged(layer: LoraLayer) -> Iterator[Tensor]:
         yield value
 
 
-def _update(layer: LoraLayer, adapter: str) -> Tensor | float:
+def _update(layer: Linear | Embedding, adapter: str) -> Tensor | float:
     """What an adapter adds to the layer's weight; a product of shards is again sharded by rows."""
     if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter].weight, DTensor):
         has_update = adapter in layer.lora_A or adapter in layer.lora_embedding_A
-        return layer.get_delta_weight(adapter) if has_update else 0.0  # type: ignore[operator, no-any-return]
+        return layer.get_delta_weight(adapter) if has_update else 0.0
     up, down = _placed(layer.lora_B[adapter].weight.detach()), _placed(layer.lora_A[adapter].weight.detach())
     product = (up @ down) * layer.scaling[adapter]
     return product.T if layer.fan_in_fan_out else product  # type: ignore[no-any-return, attr-defined]
@@ -130,7 +129,7 @@ def _num_copies(tensor: DTensor) -> int:
 
 def _moments(tensor: Tensor, dtype: torch.dtype | None) -> tuple[float, float]:
     total, squares = 0.0, 0.0
-    for part in tensor.reshape(-1).split(CHUNK):
+    for part in tensor.reshape(-1).split(CHUNK):  # type: ignore[no-untyped-call]
         numbers = part.to(dtype or part.dtype).double()
         total += float(numbers.sum())
         squares += float(numbers.dot(numbers))

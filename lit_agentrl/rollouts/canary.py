@@ -14,6 +14,7 @@ import torch
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.fingerprint import distance, policy_fingerprint
+from lit_agentrl.models.shards import device_of, reshard
 from lit_agentrl.rollouts.engine import rollout_seed
 from lit_agentrl.rows import Row, collate
 from lit_agentrl.types import Observation, SamplingParams
@@ -168,18 +169,19 @@ def _weights_gap(engine: Engine, policy: PaddedModel) -> float | None:
     theirs = engine.fingerprint()
     if not max(distributed.reduce_integers([int(theirs is not None)], "max")):
         return None
+    reshard(policy)  # the log-probabilities left the root's weights gathered, in the type it computes in
     ours = policy_fingerprint(policy.lm, engine.weights_dtype)
     return None if theirs is None or ours is None else distance(ours, theirs)
 
 
 def _is_wide(engine: Engine, policy: PaddedModel) -> bool:
     """Whether one side rounds to 16 bits, or to TF32."""
-    device = next(policy.parameters()).device.type
+    device = device_of(policy).type
     if torch.is_autocast_enabled(device):
         return True
     if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
         return True
-    types = {parameter.dtype for parameter in policy.parameters()} | {engine.weights_dtype}
+    types = {parameter.dtype for parameter in policy.parameters()} | {engine.weights_dtype, policy.compute_dtype}
     return bool(types & {torch.bfloat16, torch.float16})
 
 
