@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -128,7 +129,10 @@ class Canary:
         if wrong:
             raise UserError(_complaint(engine, wrong, weights_differ=len(wrong) == 2 or gaps.logp <= allowed))
         found = {"canary/logp_gap": gaps.logp}
-        return found if gaps.weights is None else found | {"canary/fingerprint_gap": gaps.weights}
+        if gaps.weights is None:
+            _say_unchecked(type(engine).__name__)
+            return found
+        return found | {"canary/fingerprint_gap": gaps.weights}
 
     def _measure(self, engine: Engine, trainee: Trainee, chat: Chat, sampling: SamplingParams) -> Gaps:
         differences = self._differences(engine, trainee, chat, sampling)
@@ -142,7 +146,7 @@ class Canary:
 
     def _differences(self, engine: Engine, trainee: Trainee, chat: Chat, sampling: SamplingParams) -> Tensor:
         """|engine - trainer| of every token of the answers, [N] float64; infinite where one is not a number."""
-        contexts = [chat.opening(Observation(f"{PROMPTS[i % len(PROMPTS)]}")) for i in range(self.num_prompts)]
+        contexts = [chat.opening(Observation(PROMPTS[i % len(PROMPTS)])) for i in range(self.num_prompts)]
         plain = SamplingParams(temperature=sampling.temperature, max_new_tokens=self.max_new_tokens)
         plain = replace(plain, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()))
         seeds = [rollout_seed(0, 0, "canary", i, distributed.world()[0]) for i in range(self.num_prompts)]
@@ -172,6 +176,14 @@ def _weights_gap(engine: Engine, policy: PaddedModel) -> float | None:
     reshard(policy)  # the log-probabilities left the root's weights gathered, in the type it computes in
     ours = policy_fingerprint(policy.lm, engine.weights_dtype)
     return None if theirs is None or ours is None else distance(ours, theirs)
+
+
+@cache
+def _say_unchecked(name: str) -> None:
+    """Once for every kind of engine."""
+    log.info(
+        "Canary: %s or the policy has no fingerprint of its weights, so log-probabilities alone are compared.", name
+    )
 
 
 def _is_wide(engine: Engine, policy: PaddedModel) -> bool:
