@@ -43,6 +43,11 @@ class Background(Generic[T]):
         finally:
             self._ended.set()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended with an error."""
+        return self._error is not None
+
     def wait(self) -> None:
         """Until it has ended, one way or the other; Ctrl-C and SIGTERM interrupt the wait."""
         self._ended.wait()

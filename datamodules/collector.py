@@ -133,6 +133,8 @@ class Prefetch:
 
     def stop(self) -> None:
         """Give the rollouts up: training has ended."""
+        if self._background.has_failed:
+            return  # there are none
         has_ended = self._background.stop(STOP_SECONDS)
         log.info(
             "The rollouts collected ahead for iteration %d are dropped: training ended before it.%s",

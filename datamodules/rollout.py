@@ -275,9 +275,8 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _collected_for(self, iteration: int) -> Collection:
         """The iteration's rollouts: those collected ahead, or new ones; moves the prompt cursor on all ranks."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.order.iteration == iteration:
-            collection = ahead.result()
+        if self._ahead is not None and self._ahead.order.iteration == iteration:
+            collection, self._ahead = self._ahead.result(), None
         else:
             self._sync()
             self._refuse_shared_weights()

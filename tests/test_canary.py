@@ -57,9 +57,9 @@ def update(policy: PaddedModel, lr: float = 1e-4) -> None:
 
 
 def check(
-    engine: Engine, trainee: Trainee, chat: Chat, canary: Canary = Canary(), **sampling: float
-) -> dict[str, float]:  # noqa: B008
-    return canary.check(engine, trainee, chat, SamplingParams(**sampling))
+    engine: Engine, trainee: Trainee, chat: Chat, canary: Canary | None = None, **sampling: float
+) -> dict[str, float]:
+    return (canary or Canary()).check(engine, trainee, chat, SamplingParams(**sampling))
 
 
 @pytest.mark.parametrize("own_weights", [False, True])
