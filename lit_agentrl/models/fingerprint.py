@@ -108,12 +108,14 @@ def _merged(layer: LoraLayer) -> Iterator[Tensor]:
 
 def _update(layer: Linear | Embedding, adapter: str) -> Tensor | float:
     """What an adapter adds to the layer's weight; a product of shards is again sharded by rows."""
-    if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter].weight, DTensor):
-        has_update = adapter in layer.lora_A or adapter in layer.lora_embedding_A
-        return layer.get_delta_weight(adapter) if has_update else 0.0  # type: ignore[operator]
-    up, down = _placed(layer.lora_B[adapter].weight.detach()), _placed(layer.lora_A[adapter].weight.detach())
-    product = (up @ down) * layer.scaling[adapter]
-    return product.T if layer.fan_in_fan_out else product  # type: ignore[no-any-return, attr-defined]
+    if adapter not in layer.lora_A and adapter not in layer.lora_embedding_A:
+        return 0.0
+    weights = dict(layer.named_parameters())
+    down, up = weights.get(f"lora_A.{adapter}.weight"), weights.get(f"lora_B.{adapter}.weight")
+    if down is None or up is None or not isinstance(down, DTensor):
+        return layer.get_delta_weight(adapter)
+    product = (_placed(up.detach()) @ _placed(down.detach())) * layer.scaling[adapter]
+    return product.T if layer.fan_in_fan_out else product  # type: ignore[no-any-return]
 
 
 def _placed(tensor: Tensor) -> Tensor:
