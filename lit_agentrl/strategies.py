@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.sharding import Compute, Sharding
@@ -78,3 +78,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             return "cpu:gloo,cuda:nccl"  # norms of offloaded gradients are reduced on the CPU
         backend: str = super()._get_process_group_backend()
         return backend
+
+
+# so that `--trainer.strategy fsdp2` is enough
+StrategyRegistry.register("fsdp2", FSDP2Strategy, override=True, description="FSDP2 over all ranks")

@@ -12,12 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.methods.strategy_checks import check_strategy
 from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Vision, load_policy
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.models.sharding import Sharding, shard
-from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
 
@@ -63,7 +63,6 @@ class LanguageModule(L.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
         self.reference: Reference | None = None  # what methods with one compare the policy with
-        self._seeing: list[nn.Parameter] = []  # trained weights that only rows with images need
         self.strict_loading = False  # checkpoints hold the trainable weights only
         self._given: list[dict[str, Any]] = []  # the optimiser's options, before a schedule or a checkpoint
         self.num_step_tokens = 1  # what the guard skips a step for when it is 0
@@ -72,6 +71,8 @@ class LanguageModule(L.LightningModule):
         """Load the policy, once."""
         if self.policy is not None:
             return
+        if self._trainer is not None:
+            check_strategy(self._trainer, self)
         lm = load_policy(
             self.pretrained,
             dtype=self.dtype_name,
@@ -88,7 +89,6 @@ class LanguageModule(L.LightningModule):
         else:
             self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
         self._shard(self.policy)
-        self._seeing = seeing_weights(lm)
 
     def _shard(self, policy: PaddedModel) -> None:
         """Shard the policy where the strategy asks for it."""
@@ -150,10 +150,6 @@ class LanguageModule(L.LightningModule):
 
         The loss already carries the global denominator of the optimiser step, so micro-batches and ranks must add up.
         """
-        if self._seeing:
-            # Rows of text, and layers after the one that LLaVA takes, give no gradient. DDP waits for one of each
-            # weight, and weight decay should not depend on the number of ranks.
-            loss = loss + 0.0 * torch.stack([weight.sum() for weight in self._seeing]).sum()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def log_sums(self, sums: dict[str, Tensor], batch: TrainBatch) -> None:
