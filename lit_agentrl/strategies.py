@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
+from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.sharding import Compute, Sharding
 
@@ -18,7 +19,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     sharding itself. The policy is sharded in `LanguageModule.configure_model`.
 
     Args:
-        tensor_parallel_size: Ranks that share one replica's matrices; the others share its data.
+        tensor_parallel_size: Ranks, of one machine, that split the decoder's matrices among them and train on the same
+            rows; by the plan that transformers has for many language models.
         compute: What layers are gathered and computed in; `auto` follows `trainer.precision` (`bf16-mixed`: bfloat16).
         cpu_offload: Keep weights, gradients and optimiser states in the CPU's memory.
         reshard_after_forward: Free a layer's weights after its forward; false takes memory for less communication.
@@ -67,6 +69,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             raise UserError(f"FSDP2Strategy: tensor_parallel_size={per_replica} does not divide the {size} ranks.")
         self._data_parallel_size = size // per_replica
         super().setup_environment()
+        distributed.set_team(self.device_mesh["tensor_parallel"].get_group() if per_replica > 1 else None)
+
+    def teardown(self) -> None:
+        """Forget which ranks form teams."""
+        distributed.set_team(None)
+        super().teardown()
 
     def model_to_device(self) -> None:
         """Sharding has moved the weights; what is offloaded has to stay where it is."""

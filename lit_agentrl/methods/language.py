@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
 from lit_agentrl.methods.strategy_checks import check_strategy
 from lit_agentrl.models.compiled import compile_layers
@@ -85,7 +86,8 @@ class LanguageModule(L.LightningModule):
             self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
         if sharding is not None and shared is not None:
             assert self.device_mesh is not None
-            shard(self.policy, self.device_mesh["data_parallel"], sharding, str(self.trainer.precision))
+            replicas, team = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+            shard(self.policy, replicas, sharding, str(self.trainer.precision), team)
             shared.fill(self.policy)
 
     def _load(self, empty: bool = False) -> Policy:
@@ -105,8 +107,6 @@ class LanguageModule(L.LightningModule):
         if self._trainer is None or not isinstance(strategy := self._trainer.strategy, ModelParallelStrategy):
             return None
         assert self.device_mesh is not None
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            raise UserError("tensor_parallel_size: only 1 is supported.")
         return getattr(strategy, "sharding", Sharding())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -155,19 +155,22 @@ class LanguageModule(L.LightningModule):
         return scores
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks.
+        """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks (over their teams).
 
         The loss already carries the global denominator of the optimiser step, so micro-batches and ranks must add up.
         """
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return loss * (self.trainer.accumulate_grad_batches * distributed.share()[1])
 
     def log_sums(self, sums: dict[str, Tensor], batch: TrainBatch) -> None:
         """Log sums over tokens as means over all action tokens of the iteration; every rank logs the same keys."""
         share = 1.0 / ((batch.token_denominator or 1) * batch.num_updates)
         for name, value in sums.items():
-            self.log(
-                name, value.detach().float() * share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
-            )
+            self.log_sum(name, value.detach().float() * share)
+
+    def log_sum(self, name: str, value: Tensor) -> None:
+        """Log a micro-batch's share of a number that adds up over those of an iteration, on all ranks."""
+        own = value / distributed.team_size()  # each rank of a team has the same
+        self.log(name, own, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trainable weights only (a frozen base is loaded from `pretrained` again), and the reference's."""

@@ -68,6 +68,13 @@ def _check_fsdp2(trainer: L.Trainer, strategy: ModelParallelStrategy, module: La
             "tell. Use bf16-mixed."
         )
     size = strategy.device_mesh["tensor_parallel"].size()
+    given = {"lora": module.lora, "vision": module.vision, "compile": module.compiles_layers or None}
+    if size > 1 and (also := [name for name, value in given.items() if value is not None]):
+        raise UserError(
+            f"tensor_parallel_size={size} with {' and '.join(also)}: matrices are split for training all weights of a "
+            f"language model, uncompiled. Use tensor_parallel_size=1, which shards all models, or leave out "
+            f"{', '.join(f'model.{name}' for name in also)}."
+        )
     if size > 1 and not isinstance(strategy, FSDP2Strategy):
         raise UserError(
             f"ModelParallelStrategy: tensor_parallel_size is {size}: its default, auto, is all devices of a node, and "

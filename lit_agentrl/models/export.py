@@ -152,11 +152,11 @@ def _merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
     return state
 
 
-def _merged_layer(module: LoraLayer) -> nn.Module:
+def _merged_layer(module: Any) -> nn.Module:
     """The layer under an adapter with the update added, as peft does it, on a copy of this one layer."""
     # weights are given to the copy, not copied with all that hangs on them: of sharded gradients there is no copy
     made = {id(p): torch.nn.Parameter(_own(p.detach()), requires_grad=False) for p in module.parameters()}
-    layer: Any = copy.deepcopy(module, dict(made))
+    layer = copy.deepcopy(module, dict(made))
     layer.merge()
     base: nn.Module = layer.get_base_layer()
     return base

@@ -13,6 +13,7 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.models.lm_parts import base_lm, decoder_of
 from lit_agentrl.models.quantized import is_quantized
 from lit_agentrl.models.replica import skeleton_of
+from lit_agentrl.models.tensor_parallel import shard_dimension, split
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,7 +48,13 @@ class Sharding:
         return found
 
 
-def shard(policy: PaddedModel, mesh: DeviceMesh, sharding: Sharding, precision: str = "32-true") -> None:
+def shard(
+    policy: PaddedModel,
+    mesh: DeviceMesh,
+    sharding: Sharding,
+    precision: str = "32-true",
+    tensor_parallel: DeviceMesh | None = None,
+) -> None:
     """Shard the decoder's layers, and what is left with the policy as the root, over `mesh`, in place.
 
     The vision tower stays with the root: ranks whose rows show no image do not run it, and would not take part in
@@ -58,6 +65,7 @@ def shard(policy: PaddedModel, mesh: DeviceMesh, sharding: Sharding, precision: 
         mesh: One dimension.
         sharding: How.
         precision: The trainer's.
+        tensor_parallel: Ranks that split the decoder's matrices among them; None, or one, splits nothing.
 
     Raises:
         UserError: The architecture has no known layers, or its weights are quantised.
@@ -70,12 +78,17 @@ def shard(policy: PaddedModel, mesh: DeviceMesh, sharding: Sharding, precision: 
     if not layers:
         raise UserError(f"{name} has no layers that could be sharded: use strategy=ddp.")
     policy.skeleton = (skeleton_of(lm),)
+    if tensor_parallel is not None and tensor_parallel.size() > 1:
+        split(lm, tensor_parallel)
     dtype = policy.compute_dtype = sharding.dtype(precision)
     reduced = None if dtype is None else torch.float32
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduced),
-        "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
+        "shard_placement_fn": shard_dimension,
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+        if sharding.cpu_offload
+        else OffloadPolicy(),
     }
     for layer in layers:
         fully_shard(layer, reshard_after_forward=sharding.reshard_after_forward, **options)
