@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from lit_agentrl.methods.strategy_checks import check_strategy
 from lit_agentrl.models.policy import Lora, Vision
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.strategies import FSDP2Strategy
-from preference_parts import dpo_options, echo_pairs, write_pairs
+from preference_parts import dpo_options, echo_pairs, mining_options, write_pairs
 from rank_runs import FSDP2, run_ranks
 from runs import checkpoint, metrics, options
 
@@ -111,6 +112,63 @@ def test_half_precision_computes_and_float32_is_kept(trained: Path) -> None:
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
+
+
+# --- other commands and strategies ------------------------------------------------------------------------------------
+
+UNUSED = ("--trainer.strategy", "ddp_find_unused_parameters_true", "--trainer.devices", "2")
+PLAIN = '{"class_path": "ModelParallelStrategy", "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, '
+PLAIN += '"save_distributed_checkpoint": false}}'
+
+
+def evaluation(lm: str, run: Path, *more: str) -> list[str]:
+    _, *rest = options(lm, run, *more, "--evaluation.num_tasks", "3")
+    return ["evaluate", *rest]
+
+
+@pytest.fixture(scope="module")
+def commands(tiny_lm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluation, mining, and fits by strategies that were not made for this, on two ranks and on one."""
+    root = tmp_path_factory.mktemp("commands")
+
+    def made(where: str, *more: str) -> list[list[str]]:
+        folder = root / where
+        return [evaluation(tiny_lm, folder / "evaluate", *more), mining_options(tiny_lm, folder / "mine", *more)]
+
+    plain = ("--trainer.strategy", PLAIN, "--trainer.devices", "2")
+    fits = [options(tiny_lm, root / name, *UNEVEN, *SGD, *how) for name, how in (("unused", UNUSED), ("plain", plain))]
+    run_ranks([*made("two", *FSDP2), *fits])
+    for command in (*made("one"), options(tiny_lm, root / "alone", *UNEVEN, *SGD)):
+        main(command)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unused", "plain"])
+def test_other_strategies_train_as_one(commands: Path, name: str) -> None:
+    assert_close(weights(commands / name), weights(commands / "alone"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_evaluation_and_mining_give_what_one_process_does(commands: Path) -> None:
+    records = []
+    for where in ("one", "two"):
+        (line,) = (commands / where / "evaluate" / "evaluation.jsonl").read_text().splitlines()
+        records.append(json.loads(line)["metrics"])
+    assert records[0] == records[1]
+    assert records[0]["num_tasks"] == 3
+    one, two = ((commands / where / "mine" / "preferences.jsonl").read_bytes() for where in ("one", "two"))
+    assert one == two
+    assert one.count(b"\n") > 3
+
+
+def test_the_doctor_takes_one_rank(tiny_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, *rest = options(tiny_lm, tmp_path, *FSDP2, "--repeats", "1", "--seconds", "5")
+    main(["doctor", *rest])
+    shown = capsys.readouterr().out
+    assert "trainer.devices: 2 -> 1" in shown
+    assert "FSDP2Strategy" in shown
+    assert "-> auto" in shown
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

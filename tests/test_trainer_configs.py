@@ -94,7 +94,7 @@ def test_cpu_ddp_and_fsdp2_train_the_same(tiny_lm: str, tmp_path: Path) -> None:
 def test_gpu_files_train(tiny_lm: str, tmp_path: Path, name: str) -> None:
     """On one GPU, as written."""
     config = ("--config", str(FOLDER / f"{name}.yaml"), "--trainer.accelerator", "gpu", "--trainer.devices", "1")
-    main(options(tiny_lm, tmp_path, *config, "--evaluation.at_start", "false"))
+    run_ranks([options(tiny_lm, tmp_path, *config, "--evaluation.at_start", "false")], size=1)
     assert all(value.isfinite().all() for value in checkpoint(tmp_path)["state_dict"].values())
 
 
@@ -103,5 +103,5 @@ def test_offloaded_weights_train_on_a_gpu(tiny_lm: str, tmp_path: Path) -> None:
     """Weights and moments stay in the CPU's memory, and gradients there are clipped by norm."""
     config = ("--config", str(FOLDER / "fsdp2.yaml"), "--trainer.accelerator", "gpu", "--trainer.devices", "1")
     more = ("--trainer.strategy.cpu_offload", "true", "--trainer.gradient_clip_val", "1.0", "--model.lora", "null")
-    main(options(tiny_lm, tmp_path, *config, *more))
+    run_ranks([options(tiny_lm, tmp_path, *config, *more)], size=1)
     assert all(value.isfinite().all() for value in checkpoint(tmp_path)["state_dict"].values())
