@@ -163,6 +163,7 @@ def trained(tiny_lm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("split")
     lms = {name: build_tiny_lm(root / family, family, tie_word_embeddings=True) for name, family in TIED.items()}
     runs = {name: (tiny_lm, more) for name, more in CASES.items()} | {name: (lm, ()) for name, lm in lms.items()}
+    runs["parts"] = lms["tied"], CASES["parts"]
     two = ("--trainer.strategy", SPLIT, "--trainer.devices", "2")
     commands = [command(lm, root / "two" / name, *more, *two) for name, (lm, more) in runs.items()]
     (whole,) = (words for words in commands if str(root / "two" / "parts") in words)
