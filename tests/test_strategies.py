@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lit_agentrl.cli import main
 from lit_agentrl.errors import UserError
@@ -226,6 +227,17 @@ def test_what_fsdp1_cannot_do_is_refused(
 def test_what_fsdp1_can_do_is_let_through(module: LanguageModule) -> None:
     """Clipping by value, too. Whether it then trains was never seen: it needs GPUs."""
     check_strategy(FakeTrainer(fsdp1(), clip=0.1, algorithm="value"), module)
+
+
+def test_fsdp1_wraps_the_layers(tiny_lm: str) -> None:
+    """Unless its own options say what is wrapped."""
+    strategies = [fsdp1(), fsdp1(auto_wrap_policy={torch.nn.Linear})]
+    for strategy in strategies:
+        module = SFTModule(tiny_lm)
+        module._trainer = FakeTrainer(strategy)
+        module.configure_model()
+    policies = [strategy.kwargs["auto_wrap_policy"]._module_classes for strategy in strategies]
+    assert policies == [{LlamaDecoderLayer}, {torch.nn.Linear}]
 
 
 def test_all_reasons_are_named_at_once() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
-from lit_agentrl.methods.strategy_checks import check_strategy
+from lit_agentrl.methods.strategy_checks import check_strategy, wrap_layers
 from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Policy, Vision, load_policy
 from lit_agentrl.models.reference import Reference
@@ -89,6 +89,8 @@ class LanguageModule(L.LightningModule):
             replicas, team = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
             shard(self.policy, replicas, sharding, str(self.trainer.precision), team)
             shared.fill(self.policy)
+        if self._trainer is not None:
+            wrap_layers(self._trainer, lm)
 
     def _load(self, empty: bool = False) -> Policy:
         return load_policy(

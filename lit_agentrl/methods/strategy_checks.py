@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.sharding import layers_of
 from lit_agentrl.strategies import FSDP2Strategy
 from lit_agentrl.types import Engine
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import nn
 
     from lit_agentrl.methods.language import LanguageModule
 
@@ -36,6 +39,13 @@ def check_strategy(trainer: L.Trainer, module: LanguageModule) -> None:
         _check_fsdp1(trainer, strategy, module)
     elif isinstance(strategy, ModelParallelStrategy):
         _check_fsdp2(trainer, strategy, module)
+
+
+def wrap_layers(trainer: L.Trainer, lm: nn.Module) -> None:
+    """Let FSDP1 shard the decoder layer by layer, where its own options do not say how."""
+    if isinstance(strategy := trainer.strategy, FSDPStrategy):
+        kinds = {type(layer) for layer in layers_of(lm)}
+        strategy.kwargs.setdefault("auto_wrap_policy", ModuleWrapPolicy(kinds))
 
 
 def _check_fsdp1(trainer: L.Trainer, strategy: FSDPStrategy, module: LanguageModule) -> None:

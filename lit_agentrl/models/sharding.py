@@ -16,6 +16,7 @@ from lit_agentrl.models.replica import skeleton_of
 from lit_agentrl.models.tensor_parallel import shard_dimension, split
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
     from lit_agentrl.models.scoring import PaddedModel
@@ -48,6 +49,11 @@ class Sharding:
         return found
 
 
+def layers_of(lm: nn.Module) -> list[nn.Module]:
+    """The decoder's layers; none where the architecture's are not known."""
+    return [module for module in decoder_of(lm).modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def shard(
     policy: PaddedModel,
     mesh: DeviceMesh,
@@ -74,7 +80,7 @@ def shard(
     name = type(base_lm(lm)).__name__
     if is_quantized(lm):
         raise UserError("Weights of 4 bits cannot be sharded: use strategy=ddp with quantize, or quantize: none.")
-    layers = [module for module in decoder_of(lm).modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(lm)
     if not layers:
         raise UserError(f"{name} has no layers that could be sharded: use strategy=ddp.")
     policy.skeleton = (skeleton_of(lm),)
