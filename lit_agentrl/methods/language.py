@@ -156,6 +156,14 @@ class LanguageModule(L.LightningModule):
         )
         return scores
 
+    def logprobs_of(self, batch: TrainBatch) -> Tensor:
+        """`score` of a batch on the CPU, without gradients and in the trainer's arithmetic: [B, L] float32 on the CPU.
+
+        Of a sharded policy every rank calls it.
+        """
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return self.score(self.transfer_batch_to_device(batch, self.device, 0)).logprobs.float().cpu()
+
     def scaled(self, loss: Tensor) -> Tensor:
         """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks (over their teams).
 

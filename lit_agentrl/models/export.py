@@ -145,14 +145,14 @@ def _merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
     }
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            for parameter, value in _merged_layer(module).named_parameters():
+            for parameter, value in merged_layer(module).named_parameters():
                 state[f"{name}.{parameter}"] = value.detach()
     for tied in model.all_tied_weights_keys:  # gathered shards no longer share memory: left in, it would be saved twice
         state.pop(tied, None)
     return state
 
 
-def _merged_layer(module: Any) -> nn.Module:
+def merged_layer(module: Any) -> nn.Module:
     """The layer under an adapter with the update added, as peft does it, on a copy of this one layer."""
     # weights are given to the copy, not copied with all that hangs on them: of sharded gradients there is no copy
     made = {id(p): torch.nn.Parameter(_own(p.detach()), requires_grad=False) for p in module.parameters()}
