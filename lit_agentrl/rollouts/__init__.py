@@ -2,6 +2,7 @@
 
 from lit_agentrl.rollouts.budget import Budget
 from lit_agentrl.rollouts.chain import ChainRollout
+from lit_agentrl.rollouts.continuous import ContinuousBatchingEngine
 from lit_agentrl.rollouts.expansion import (
     Entropy,
     Expansion,
@@ -17,6 +18,7 @@ from lit_agentrl.rollouts.tree import TreeRollout
 __all__ = [
     "Budget",
     "ChainRollout",
+    "ContinuousBatchingEngine",
     "Entropy",
     "Expansion",
     "HFEngine",
