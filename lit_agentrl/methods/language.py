@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Vision, load_policy
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
+from lit_agentrl.models.sharding import Sharding, shard
 from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
@@ -79,13 +81,24 @@ class LanguageModule(L.LightningModule):
             quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-        self._seeing = seeing_weights(lm)
         if self.compiles_layers:
             compile_layers(lm)
         if self.share_prefix is False:
             self.policy = PaddedModel(lm)
         else:
             self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        self._shard(self.policy)
+        self._seeing = seeing_weights(lm)
+
+    def _shard(self, policy: PaddedModel) -> None:
+        """Shard the policy where the strategy asks for it."""
+        if self._trainer is None or not isinstance(strategy := self._trainer.strategy, ModelParallelStrategy):
+            return
+        assert self.device_mesh is not None
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            raise UserError("tensor_parallel_size: only 1 is supported.")
+        sharding = getattr(strategy, "sharding", Sharding())
+        shard(policy, self.device_mesh["data_parallel"], sharding, str(self._trainer.precision))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Built here, not by the command line, which would do it before the policy exists."""
