@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models import PaddedModel
 from lit_agentrl.rollouts import ContinuousBatchingEngine
 from lit_agentrl.rollouts.engine import NonFiniteLogitsError
 from lit_agentrl.rollouts.seeded_sampler import SeededSampler
@@ -152,6 +153,19 @@ def test_sync_brings_new_weights_and_forgets_the_old_keys() -> None:
     engine.sync(other)
     assert engine.version == 3
     assert engine.generate([context], GREEDY)[0].token_ids == reference(other, context, 12)
+
+
+def test_own_weights_stay_while_the_policy_trains_on() -> None:
+    lm, (context,) = build(), random_contexts(20)
+    policy = PaddedModel(lm)
+    engine = paged(policy, own_weights=True)
+    assert not engine.shares_weights
+    before = reference(lm, context, 12)
+    with torch.no_grad():
+        lm.lm_head.weight.add_(torch.randn(lm.lm_head.weight.shape, generator=torch.Generator().manual_seed(5)))
+    assert engine.generate([context], GREEDY)[0].token_ids == before != reference(lm, context, 12)
+    engine.sync(policy)
+    assert engine.generate([context], GREEDY)[0].token_ids == reference(lm, context, 12)
 
 
 def test_lora_adapter_is_active() -> None:

@@ -12,6 +12,7 @@ from lit_agentrl.rollouts.engine import NonFiniteLogitsError, check_contexts, ch
 from lit_agentrl.rollouts.grouped_attention import generation_mode
 from lit_agentrl.rollouts.lm_limits import default_stop_ids, max_length, vocab_size
 from lit_agentrl.rollouts.paged_session import PagedLimits, PagedSession
+from lit_agentrl.rollouts.sampled_weights import SampledWeights
 from lit_agentrl.rollouts.stop_strings import StopStrings
 from lit_agentrl.types import Completion, Engine
 
@@ -40,8 +41,6 @@ class ContinuousBatchingEngine(Engine):
         completions = engine.generate([prompt_ids] * 8, SamplingParams(max_new_tokens=512), seeds=range(8))
     """
 
-    shares_weights = True
-
     def __init__(
         self,
         stop_token_ids: Sequence[int] | None = None,
@@ -52,6 +51,7 @@ class ContinuousBatchingEngine(Engine):
         share_prefixes: bool = True,
         use_cuda_graphs: bool | None = None,
         seed: int = 0,
+        own_weights: bool = False,
     ) -> None:
         """An engine without a model yet: `sync` brings it.
 
@@ -67,6 +67,8 @@ class ContinuousBatchingEngine(Engine):
             share_prefixes: Keep the pages of a context for those that begin with the same tokens.
             use_cuda_graphs: None: as transformers thinks best for the attention at hand.
             seed: Randomness of calls without `seeds`.
+            own_weights: Sample from a copy of the policy as it was at the last `sync`; of a sharded policy one is made
+                in any case.
 
         Raises:
             UserError: If a limit is not positive, or the cache too small for its pages.
@@ -87,6 +89,7 @@ class ContinuousBatchingEngine(Engine):
         self._limits = PagedLimits(
             max_batch_size, max_batch_tokens, max_cached_tokens, page_size, share_prefixes, use_cuda_graphs
         )
+        self._weights = SampledWeights("ContinuousBatchingEngine", own_weights)
         self._num_calls = 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._lm: PreTrainedModel | None = None
@@ -97,14 +100,20 @@ class ContinuousBatchingEngine(Engine):
         """Generate with the policy's weights from now on, and give the cache back: the old weights made it.
 
         Args:
-            policy: A transformers (or PEFT) model, or a module that has it as its attribute `lm`.
+            policy: A transformers (or PEFT) model, or a module that has it as its attribute `lm`; for weights of the
+                engine's own a `PaddedModel`. Of a sharded one every rank has to call this.
 
         Raises:
-            UserError: If it is neither.
+            UserError: If it is neither, or has adapters that add virtual tokens.
         """
         self.close()
-        self._lm = base_lm(getattr(policy, "lm", policy))
+        self._lm = base_lm(self._weights.of(policy))
         self.version += 1
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the policy's own tensors are sampled from."""
+        return self._weights.are_shared
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""

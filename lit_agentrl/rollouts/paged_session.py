@@ -103,9 +103,10 @@ class PagedSession:
                 MemoryError,
                 torch.OutOfMemoryError,
             ) as error:
+                reason = str(error).partition("\n")[0]
                 raise UserError(
                     f"ContinuousBatchingEngine cannot run {type(lm).__name__} with {limits}: {type(error).__name__}: "
-                    f"{error}. Lower max_cached_tokens or max_batch_tokens, or use HFEngine."
+                    f"{reason}. Lower max_cached_tokens or max_batch_tokens, or use HFEngine."
                 ) from error
 
     def run(

@@ -1,0 +1,62 @@
+"""Which model an in-process engine samples from: the policy's own, or a copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lit_agentrl.errors import UserError
+from lit_agentrl.models.replica import Replica
+from lit_agentrl.models.scoring import PaddedModel
+from lit_agentrl.models.shards import is_sharded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class SampledWeights:
+    """The policy's own weights while that can be, else a whole copy of them.
+
+    Args:
+        engine: What errors call the engine.
+        own_weights: Copy in any case; of a sharded policy a copy is made anyway.
+    """
+
+    def __init__(self, engine: str, own_weights: bool) -> None:
+        self._engine = engine
+        self._own_weights = own_weights
+        self._replica: Replica | None = None
+        self._copied_from: nn.Module | None = None
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether the policy's own tensors are sampled from."""
+        return not self._own_weights and self._replica is None
+
+    def of(self, policy: nn.Module) -> PreTrainedModel | PeftModel:
+        """The model with the weights that `policy` has now. Of a sharded policy every rank has to call it.
+
+        Raises:
+            UserError: If it is not a model, nor a module with one, or cannot be copied.
+        """
+        lm = policy if isinstance(policy, PreTrainedModel | PeftModel) else getattr(policy, "lm", None)
+        if not isinstance(lm, PreTrainedModel | PeftModel):
+            raise UserError(
+                f"{self._engine}.sync needs a transformers or PEFT model, or a module with one as `.lm`: {policy!r}."
+            )
+        return self._copied(policy) if self._own_weights or is_sharded(policy) else lm
+
+    def _copied(self, policy: nn.Module) -> PreTrainedModel | PeftModel:
+        if not isinstance(policy, PaddedModel):
+            raise UserError(
+                f"{self._engine}.sync: to copy the weights of a policy it needs the module that scores with it "
+                f"(PaddedModel, PrefixGroupedModel), not {type(policy).__name__}."
+            )
+        if self._replica is None or self._copied_from is not policy:
+            self._replica, self._copied_from = Replica(policy), policy
+        self._replica.refresh(policy)
+        lm = self._replica.lm
+        assert isinstance(lm, PreTrainedModel | PeftModel)  # a copy of one
+        return lm
