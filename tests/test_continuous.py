@@ -1,9 +1,11 @@
 """Transformers' continuous batching as an engine: the same answers as `HFEngine`, seed for seed."""
 
 import copy
+import json
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from lit_agentrl.rollouts import ContinuousBatchingEngine
 from lit_agentrl.rollouts.engine import NonFiniteLogitsError
 from lit_agentrl.rollouts.seeded_sampler import SeededSampler
 from lit_agentrl.types import SamplingParams
+from runs import fit, metrics
 from test_engine import (
     GREEDY,
     SAMPLED,
@@ -193,7 +196,7 @@ def test_stop_tokens_end_an_action_and_stay_in_it() -> None:
     assert paged(lm, stop_token_ids=None).generate([context], SAMPLED, seeds=[0])[0].finish == "stop"
 
 
-def test_stop_strings_end_actions_as_in_hf_engine(tmp_path: object) -> None:
+def test_stop_strings_end_actions_as_in_hf_engine(tmp_path: Path) -> None:
     """Among many sampled texts, two letters end some early; cancelled requests take nothing from the others."""
     from transformers import AutoModelForCausalLM
 
@@ -286,7 +289,7 @@ def test_impossible_requests_are_refused(contexts: list[list[int]], params: Samp
         paged(build(), max_cached_tokens=64).generate(contexts, params)
 
 
-def test_what_it_cannot_do_is_refused_in_words(tmp_path: object) -> None:
+def test_what_it_cannot_do_is_refused_in_words(tmp_path: Path) -> None:
     lm = build()
     with pytest.raises(UserError, match="call sync"):
         ContinuousBatchingEngine().generate([[3]], SAMPLED)
@@ -384,3 +387,22 @@ class Scheduled:
 
     def __init__(self, state: Request) -> None:
         self.state = state
+
+
+def test_a_fit_with_it_equals_one_with_hf_engine(tiny_lm: str, tmp_path: Path) -> None:
+    """Two iterations with a LoRA policy and evaluations: the same transcripts and losses, whichever engine samples."""
+    found = {}
+    for engine in ("HFEngine", "ContinuousBatchingEngine"):
+        fit(tiny_lm, tmp_path / engine, "--data.engine", engine)
+        rows = [row for row in metrics(tmp_path / engine) if row.get("train/loss")]
+        transcripts = sorted((tmp_path / engine / "transcripts").iterdir())
+        actions = [
+            [step["action"] for step in json.loads(line)["steps"]]
+            for path in transcripts
+            for line in path.read_text().splitlines()
+        ]
+        found[engine] = [float(row["train/loss"]) for row in rows], actions
+    ours, theirs = found.values()
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
+    assert ours[1] == theirs[1]
+    assert len(ours[0]) == 2
