@@ -177,13 +177,20 @@ class LanguageModule(L.LightningModule):
         """Keep the trainable weights only (a frozen base is loaded from `pretrained` again), and the reference's."""
         if self.reference is not None:
             checkpoint["reference"] = self.reference.state_dict()
+        if self._saves_shards():
+            return  # ranks could not load a part of the names that they hold
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         if len(trainable) < sum(1 for _ in self.parameters()):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
+    def _saves_shards(self) -> bool:
+        """Whether each rank saves its own shards of the weights, as a folder."""
+        return bool(getattr(self.trainer.strategy, "_save_distributed_checkpoint", False))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks weights this module trains: it would silently start from fresh ones."""
-        missing = [n for n, p in self.named_parameters() if p.requires_grad and n not in checkpoint["state_dict"]]
+        saved = checkpoint.get("state_dict")  # None of a folder of shards: they are loaded already, or were refused
+        missing = [n for n, p in self.named_parameters() if p.requires_grad and saved is not None and n not in saved]
         if missing:
             raise UserError(
                 f"The checkpoint lacks {len(missing)} of the weights that this configuration trains, {missing[0]} for "
