@@ -314,29 +314,25 @@ def breaking_table(parameters: Fit) -> list[str]:
 
 
 def cpu_table() -> list[str]:
-    """What strategies took on two CPU ranks, beside what the volumes of `communicating_once` say, in float32."""
+    """Collectives of FSDP2 on two CPU ranks in float32, counted, and as `communicating_once` counts them."""
     text = CPU.read_text()
-    size = 4 * int(re.findall(r"([\d,]+) weights in float32", text)[0].replace(",", "")) / 2**20
-    times = {kind: _line(text, kind) for kind in ("all-gather", "reduce-scatter", "all-reduce")}
-    sizes = _line(text, "")
-    spent = {(a, int(m)): float(s) for a, m, s in re.findall(r"\| (\w+) \| [12] \| (\d) \| ([\d.]+) \(", text)}
-    near = sizes.index(16)  # a layer is 9 MiB, the root 4
-    speed = {kind: sizes[near] / (of[near] / 1e3) for kind, of in times.items()}  # MiB/s
-    once = 2 * size / speed["all-gather"] + size / speed["reduce-scatter"]
-    reduced = size / speed["all-reduce"]
-    split = {side: spent[side, 4] - spent[side, 1] for side in ("single", "DDP", "FSDP2")}
-    rows = [
-        ["FSDP2 over DDP, 1 micro-batch", f"{spent['FSDP2', 1] - spent['DDP', 1]:.3f}", f"{once - reduced:.3f}"],
-        ["FSDP2 over DDP, 4 micro-batches", f"{spent['FSDP2', 4] - spent['DDP', 4]:.3f}", f"{4 * once - reduced:.3f}"],
-        ["FSDP2, 4 micro-batches over 1, beside DDP's", f"{split['FSDP2'] - split['DDP']:.3f}", f"{3 * once:.3f}"],
-    ]
-    return markdown(["seconds on two CPU ranks", "measured", "by volume and measured collectives"], rows)
-
-
-def _line(text: str, name: str) -> list[float]:
-    """The numbers of a row of the collectives' table."""
-    found = re.findall(rf"^\| {re.escape(name)} ?\| ([\d.| ]+) \|$", text, re.MULTILINE)
-    return [float(cell) for cell in found[-1].split("|")]
+    weights = int(re.findall(r"([\d,]+) weights in float32", text)[0].replace(",", ""))
+    size, layers = 4 * weights / 2**20, 6
+    counted = re.findall(
+        r"FSDP2 \| 2 \| (\d) \|.*?(\d+) all-gathers, (\d+) MiB, (\d+) reduce-scatters, (\d+) MiB", text
+    )
+    rows = []
+    for micro, gathers, gathered, scatters, scattered in counted:
+        of = int(micro)
+        said = (of * (2 * layers + 2), 2 * of * size, of * (layers + 1), of * size)
+        rows.append(
+            [
+                micro, f"{gathers} ({gathered} MiB)", f"{said[0]} ({said[1]:.0f} MiB)",
+                f"{scatters} ({scattered} MiB)", f"{said[2]} ({said[3]:.0f} MiB)",
+            ]
+        )  # fmt: skip
+    header = ("micro-batches", "all-gathers, counted", "by the model", "reduce-scatters, counted", "by the model")
+    return markdown(header, rows)
 
 
 def tables() -> dict[str, list[str]]:

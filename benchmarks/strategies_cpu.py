@@ -30,6 +30,7 @@ import torch.distributed as dist
 from prefix_tables import footer, markdown
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lit_agentrl.models import PaddedModel
@@ -59,7 +60,7 @@ def main() -> None:
             / float(reference.norm())
             for side in SIDES
         }
-    text = report(found, errors)
+    text = report(found, errors, args.repeats)
     print(text)
     args.output.write_text(text)
 
@@ -84,9 +85,11 @@ def work(rank: int, size: int, repeats: int, folder: str) -> None:
                     gradient = side.gradient
                     if rank == 0:
                         torch.save(gradient, Path(folder) / f"{side.name}.pt")
+    moved = {f"{side.name} {micro}": side.moved(micro) for side in sides.values() for micro in MICRO}
     collectives = time_collectives(rank, size, repeats) if size > 1 else {}
     if rank == 0:
-        found = {"seconds": seconds, "collectives": collectives, "weights": next(iter(sides.values())).num_weights}
+        found = {"seconds": seconds, "collectives": collectives, "moved": moved}
+        found["weights"] = next(iter(sides.values())).num_weights
         (Path(folder) / f"{size}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -122,10 +125,36 @@ class Side:
                 (loss * self.size).backward()  # both strategies average over ranks
         self.optimizer.step()
 
+    def moved(self, micro: int) -> dict[str, list[float]]:
+        """Of a step, by collective: how many, and MiB of whole tensors. DDP's own are called from C++, and not seen."""
+        with Watched() as watched:
+            self.step(micro)
+        return watched.found
+
     @property
     def gradient(self) -> Tensor:
         """All of it, [W]; every rank has to ask."""
         return torch.cat([whole(cast("Tensor", p.grad)).flatten() for p in self.policy.parameters()])
+
+
+class Watched(TorchDispatchMode):
+    """Counts collectives that Python calls, and the size of the tensor that each makes or takes whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[float]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every operation passes here."""
+        name = KINDS.get(func.name())
+        if name:
+            whole_one = max((arg for arg in args if isinstance(arg, Tensor)), key=Tensor.numel)
+            count, size = self.found.get(name, [0, 0.0])
+            self.found[name] = [count + 1, size + whole_one.numel() * whole_one.element_size() / 2**20]
+        return func(*args, **(kwargs or {}))
+
+
+KINDS = {"c10d::_allgather_base_": "all-gather", "c10d::_reduce_scatter_base_": "reduce-scatter"}
 
 
 def config() -> Qwen3Config:
@@ -159,7 +188,7 @@ def time_collectives(rank: int, size: int, repeats: int) -> dict[str, list[list[
     return found
 
 
-def report(found: dict[int, dict[str, Any]], errors: dict[str, float]) -> str:
+def report(found: dict[int, dict[str, Any]], errors: dict[str, float], repeats: int) -> str:
     """Both tables with their machine."""
     rows = []
     for size, sides in ((1, SIDES[:1]), (2, SIDES[1:])):
@@ -167,24 +196,34 @@ def report(found: dict[int, dict[str, Any]], errors: dict[str, float]) -> str:
             for micro in MICRO:
                 of = found[size]["seconds"][f"{side} {micro}"]
                 each = f"{min(of):.3f} ({statistics.median(of):.3f}, {max(of):.3f})"
-                rows.append([side, str(size), str(micro), each, f"{errors[side]:.1e}"])
+                moved = found[size]["moved"][f"{side} {micro}"]
+                seen = ", ".join(f"{count} {kind}s, {mb:.0f} MiB" for kind, (count, mb) in moved.items()) or "-"
+                rows.append([side, str(size), str(micro), each, seen, f"{errors[side]:.1e}"])
     collectives = found[2]["collectives"]
     times = [[kind, *(f"{1e3 * seconds:.2f}" for _, seconds in collectives[kind])] for kind in collectives]
     lines = [
         "# Strategies on two CPU ranks",
         "",
-        "`python benchmarks/strategies_cpu.py`, which says what is measured:",
+        f"`python benchmarks/strategies_cpu.py --repeats {repeats}`, which says what is measured:",
         f"{found[2]['weights']:,} weights in float32, {ROWS} rows of {LENGTH} tokens in all.",
         "",
         *markdown(
-            ["side", "ranks", "micro-batches", "step s: least (median, most)", "relative error of the gradient"], rows
+            [
+                "side",
+                "ranks",
+                "micro-batches",
+                "step s: least (median, most)",
+                "collectives of a step",
+                "relative error of the gradient",
+            ],
+            rows,
         ),
         "",
         "Collectives over Gloo, two ranks on one machine: least milliseconds, by the whole tensor's MiB.",
         "",
         *markdown(["", *(f"{mb:g}" for mb in SIZES_MB)], times),
         "",
-        footer(1),
+        f"{footer(1)} Load of the machine's {os.cpu_count()} cores when it ended: {os.getloadavg()[0]:.0f}.",
         "",
     ]
     return "\n".join(lines)

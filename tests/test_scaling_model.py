@@ -134,3 +134,14 @@ def test_32b_does_not_fit_beside_its_copy() -> None:
     assert all(Iteration(LARGE, num, PARAMETERS).memory > limit for num in scaling_model.GPUS)
     assert Iteration(LARGE, 8, PARAMETERS).memory_apart > limit > Iteration(LARGE, 64, PARAMETERS).memory_apart
     assert Iteration(SMALL, 8, PARAMETERS).memory < limit
+
+
+def test_counted_collectives_are_the_models_but_for_the_root() -> None:
+    """On two CPU ranks: 13 gathers a micro-batch where the model says 14, and 4 MiB of the embedding less."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in scaling_model.cpu_table()[2:]]
+    assert [int(row[0]) for row in rows] == [1, 4]
+    for micro, gathered, said, scattered, said_scattered in rows:
+        counts = [[int(part) for part in cell.replace("(", "").split()[:2]] for cell in (gathered, said)]
+        assert counts[0] == [13 * int(micro), 112 * int(micro)]
+        assert counts[1] == [14 * int(micro), 116 * int(micro)]
+        assert scattered == said_scattered
