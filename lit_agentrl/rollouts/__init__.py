@@ -3,6 +3,7 @@
 from lit_agentrl.rollouts.budget import Budget
 from lit_agentrl.rollouts.canary import Canary
 from lit_agentrl.rollouts.chain import ChainRollout
+from lit_agentrl.rollouts.continuous import ContinuousBatchingEngine
 from lit_agentrl.rollouts.expansion import (
     Entropy,
     Expansion,
@@ -19,6 +20,7 @@ __all__ = [
     "Budget",
     "Canary",
     "ChainRollout",
+    "ContinuousBatchingEngine",
     "Entropy",
     "Expansion",
     "HFEngine",
