@@ -28,6 +28,7 @@ usage: lit-agentrl COMMAND [options]
   build-kg            a knowledge graph of skin diseases: lit-agentrl build-kg OUTPUT [--sources notes --text FILE]
   make-vlm            a small vision-language model from packaged parts: lit-agentrl make-vlm [OUTPUT --seed 0 ...]
   serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
+  serve-vllm          a vLLM server for rollouts: lit-agentrl serve-vllm MODEL [--port 8000 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
@@ -37,6 +38,7 @@ OWN_COMMANDS = {
     "pipeline": "lit_agentrl.pipeline",
     "compare": "lit_agentrl.compare",
     "serve-retriever": "lit_agentrl.retrieval.serve",
+    "serve-vllm": "lit_agentrl.rollouts.vllm.serve",
     "make-facts-qa": "lit_agentrl.envs.search.facts.command",
     "make-lesions": "lit_agentrl.envs.dermatology.synthetic_command",
     "build-kg": "lit_agentrl.knowledge.build",

@@ -13,6 +13,7 @@ from lit_agentrl.rollouts.expansion import (
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.memory import HistoryWindow
 from lit_agentrl.rollouts.tree import TreeRollout
+from lit_agentrl.rollouts.vllm import VLLMEngine, VLLMServer
 
 __all__ = [
     "Budget",
@@ -24,6 +25,8 @@ __all__ = [
     "PerDepth",
     "TreeRollout",
     "Uniform",
+    "VLLMEngine",
+    "VLLMServer",
     "ValueVariance",
     "WithoutReplacement",
 ]
