@@ -28,6 +28,7 @@ from lit_agentrl import methods as _methods  # noqa: F401
 from lit_agentrl import preferences as _preferences  # noqa: F401
 from lit_agentrl import retrieval as _retrieval  # noqa: F401
 from lit_agentrl import rollouts as _rollouts  # noqa: F401
+from lit_agentrl import strategies as _strategies  # noqa: F401
 from lit_agentrl.callbacks import (
     AtomicCheckpointIO,
     BudgetStop,
@@ -294,6 +295,7 @@ def quiet() -> None:
         "Found .* module\\(s\\) in eval mode",  # dropout is off in RL: sampling and training see the same network
         "Your `IterableDataset` has `__len__` defined",  # ready batches, no loading workers
         "The .*_dataloader. does not have many workers",
+        "It is recommended to use `self.log",  # what is logged is reduced already, or of one rank on purpose
         "Total length of `list` across ranks is zero",  # no validation inside a fit: Evaluation has its own times
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning with torch 2.13
         "`is_gradient_checkpointing` is deprecated",  # peft with Transformers 5.23

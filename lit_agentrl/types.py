@@ -378,8 +378,11 @@ class Engine(ABC):
 
     version: int = 0
     """Of the weights that it samples from: how many syncs there were."""
-    shares_weights: bool = False
-    """Whether it samples from the very tensors that are trained: nothing is copied, and they move while they train."""
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it samples from the very tensors that are trained: nothing is copied, they move while they train."""
+        return False
 
     @abstractmethod
     def generate(

@@ -102,7 +102,7 @@ class FakeVLLM:
             return {"version": self.version}
         if method == "lit_fingerprint":
             return self.fingerprint
-        return {"version": self.version, "logprobs_mode": self.logprobs_mode}
+        return {"version": self.version, "logprobs_mode": self.logprobs_mode, "dtype": "bfloat16"}
 
 
 def completion(body: dict[str, Any], num_tokens: int | None = None, finish: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ LAYERS = (
     {"__init__", "errors", "types", "images", "cache", "distributed", "files", "vllm_worker"},
     {"advantages", "losses", "rewards", "intervals", "_checks", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},
-    {"methods", "datamodules", "callbacks"},
+    {"methods", "datamodules", "callbacks", "strategies"},
     {"report", "doctor", "vlm", "preferences"},
     {"lightning_cli", "pipeline", "compare"},
     {"cli"},

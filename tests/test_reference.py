@@ -313,9 +313,9 @@ def check_sharded(folder: str, lora: Lora | None, out: Path) -> None:
 
 
 def move_sharded(lm: Policy) -> None:
-    from lit_agentrl.models.reference import _reshard
+    from lit_agentrl.models.shards import reshard
 
-    _reshard(lm)
+    reshard(lm)
     move(lm)
 
 

@@ -111,8 +111,8 @@ class PolicyModule(LanguageModule):
         """Load the policy and tie the reference to it."""
         fresh = self.policy is None
         super().configure_model()
-        if fresh and self.reference is not None and self.kl_coef:
-            self.reference.attach(self.policy.lm)  # type: ignore[union-attr, arg-type]
+        if fresh and self.policy is not None and self.reference is not None and self.kl_coef:
+            self.reference.attach(self.policy)
 
     def prepare(self, batches: Sequence[TrainBatch]) -> None:
         """Score an iteration's batches before its first update: reference and, where asked for, old log-probabilities.
@@ -121,9 +121,9 @@ class PolicyModule(LanguageModule):
         """
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             if self.reference is not None and self.kl_coef:
-                lm = self.policy.lm  # type: ignore[union-attr]
-                self.reference.update(lm, self.trainer.global_step)  # type: ignore[arg-type]
-                with self.reference.using(lm):  # type: ignore[arg-type]
+                assert self.policy is not None
+                self.reference.update(self.policy, self.trainer.global_step)
+                with self.reference.using(self.policy):
                     for batch in batches:
                         batch.reference_logprobs = self._score_on_device(batch)
             if self.old_logprobs == "recompute" and any(batch.num_updates > 1 for batch in batches):

@@ -124,14 +124,14 @@ class DPOModule(LanguageModule):
         """Load the policy and tie the reference to it."""
         fresh = self.policy is None
         super().configure_model()
-        if fresh and self.reference is not None:
-            self.reference.attach(self.policy.lm)  # type: ignore[union-attr, arg-type]
+        if fresh and self.policy is not None and self.reference is not None:
+            self.reference.attach(self.policy)
 
     def reference_sums(self, batches: Iterable[PreferenceBatch]) -> list[list[float]]:
         """The reference's log-probability of every row, [B] for each of `batches`, which lie on the CPU."""
         assert self.reference is not None
-        lm = self.policy.lm  # type: ignore[union-attr]
-        with self.trainer.precision_plugin.forward_context(), self.reference.using(lm):  # type: ignore[arg-type]
+        assert self.policy is not None
+        with self.trainer.precision_plugin.forward_context(), self.reference.using(self.policy):
             moved = (self.transfer_batch_to_device(batch, self.device, 0) for batch in batches)
             return [self._sums(batch).tolist() for batch in moved]
 
@@ -179,9 +179,9 @@ class DPOModule(LanguageModule):
             return None
         if batch.reference_sums is not None:
             return torch.tensor(batch.reference_sums, device=batch.token_ids.device)
-        lm = self.policy.lm  # type: ignore[union-attr]
-        self.reference.update(lm, self.trainer.global_step)  # type: ignore[arg-type]
-        with self.reference.using(lm):  # type: ignore[arg-type]
+        assert self.policy is not None
+        self.reference.update(self.policy, self.trainer.global_step)
+        with self.reference.using(self.policy):
             return self._sums(batch)
 
     def _sums(self, batch: PreferenceBatch) -> Tensor:

@@ -7,14 +7,17 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.compiled import compile_layers
-from lit_agentrl.models.policy import Lora, Vision, load_policy
+from lit_agentrl.models.policy import Lora, Policy, Vision, load_policy
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
+from lit_agentrl.models.sharding import Sharding, shard
+from lit_agentrl.models.shared_load import SharedLoad
 from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
@@ -70,7 +73,23 @@ class LanguageModule(L.LightningModule):
         """Load the policy, once."""
         if self.policy is not None:
             return
-        lm = load_policy(
+        sharding = self._sharding()
+        shared = None if sharding is None else SharedLoad(self._load)
+        lm = self._load() if shared is None else shared.lm
+        if self.compiles_layers:
+            compile_layers(lm)
+        if self.share_prefix is False:
+            self.policy = PaddedModel(lm)
+        else:
+            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        if sharding is not None and shared is not None:
+            assert self.device_mesh is not None
+            shard(self.policy, self.device_mesh["data_parallel"], sharding, str(self.trainer.precision))
+            shared.fill(self.policy)
+        self._seeing = seeing_weights(lm)
+
+    def _load(self, empty: bool = False) -> Policy:
+        return load_policy(
             self.pretrained,
             dtype=self.dtype_name,
             attention=self.attention,
@@ -78,14 +97,17 @@ class LanguageModule(L.LightningModule):
             vision=self.vision,
             quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
+            empty=empty,
         )
-        self._seeing = seeing_weights(lm)
-        if self.compiles_layers:
-            compile_layers(lm)
-        if self.share_prefix is False:
-            self.policy = PaddedModel(lm)
-        else:
-            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+
+    def _sharding(self) -> Sharding | None:
+        """How the policy is sharded; None where the strategy does not ask for it."""
+        if self._trainer is None or not isinstance(strategy := self._trainer.strategy, ModelParallelStrategy):
+            return None
+        assert self.device_mesh is not None
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            raise UserError("tensor_parallel_size: only 1 is supported.")
+        return getattr(strategy, "sharding", Sharding())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Built here, not by the command line, which would do it before the policy exists."""

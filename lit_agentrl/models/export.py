@@ -14,13 +14,13 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lit_agentrl.distributed import world
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.pretrained import PROCESSOR_FILES, find_file
 from lit_agentrl.models.quantized import is_quantized
+from lit_agentrl.models.shards import gathered
 from lit_agentrl.models.trained_parts import FILE, trained_parts
 from lit_agentrl.models.vision_families import has_vision
 
@@ -111,15 +111,12 @@ def _replace(target: Path, new: Path) -> None:
     shutil.rmtree(old)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor with its shards gathered: a collective call for a sharded one, the tensor itself otherwise."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
-
-
 def _adapter_writer(lm: PeftModel) -> Callable[[Path], None]:
     """What writes the adapter alone, its weights gathered already."""
-    state = {name: _whole(tensor) for name, tensor in lm.state_dict().items() if ".lora_" in name}
-    beside = {name: _whole(weight.detach()).contiguous() for name, weight in trained_parts(lm.get_base_model()).items()}
+    state = {name: gathered(tensor) for name, tensor in lm.state_dict().items() if ".lora_" in name}
+    beside = {
+        name: gathered(weight.detach()).contiguous() for name, weight in trained_parts(lm.get_base_model()).items()
+    }
 
     def write(folder: Path) -> None:
         # the embeddings are the base's: left at "auto", peft asks the hub whether they were resized
@@ -141,7 +138,7 @@ def _model_writer(lm: PreTrainedModel | PeftModel) -> Callable[[Path], None]:
 def _merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights by the names they have without adapters, each adapted one with its update added."""
     state = {
-        name.replace(".base_layer.", "."): _whole(tensor)
+        name.replace(".base_layer.", "."): gathered(tensor)
         for name, tensor in model.state_dict().items()
         if ".lora_" not in name
     }
@@ -159,7 +156,7 @@ def _merged_layer(module: LoraLayer) -> nn.Module:
     layer: Any = copy.deepcopy(module)
     for part in layer.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            part.register_parameter(name, torch.nn.Parameter(_whole(parameter.detach()), requires_grad=False))
+            part.register_parameter(name, torch.nn.Parameter(gathered(parameter.detach()), requires_grad=False))
     layer.merge()
     base: nn.Module = layer.get_base_layer()
     return base

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import PeftModel
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.shards import gathered, reshard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,12 +45,16 @@ class Reference:
         self._shadow: dict[str, Tensor] = {}
         self._steps = 0
 
-    def attach(self, lm: nn.Module) -> None:
+    def attach(self, policy: nn.Module) -> None:
         """Take the policy's present weights as the reference.
+
+        Args:
+            policy: A transformers or PEFT model, or the module that has it as `.lm`, which a sharded one needs.
 
         Raises:
             UserError: "adapter_off" for a policy without an adapter, or with trained weights beside it.
         """
+        lm = _lm_of(policy)
         if self.mode == "adapter_off" and not isinstance(lm, PeftModel):
             raise UserError(
                 "reference: mode='adapter_off' needs a policy with a LoRA adapter, and this one has none. Set `lora`, "
@@ -65,11 +69,11 @@ class Reference:
         self._steps = 0
         self._shadow = {}
         if self.mode in ("frozen", "sync", "ema"):
-            _reshard(lm)
+            reshard(policy)
             self._shadow = {name: self._kept(parameter).clone() for name, parameter in _trainable(lm).items()}
 
     @torch.no_grad()
-    def update(self, lm: nn.Module, optimizer_steps: int) -> None:
+    def update(self, policy: nn.Module, optimizer_steps: int) -> None:
         """Move "sync" and "ema" on to `optimizer_steps`, the number of steps made in all; again at the same is nothing.
 
         "sync" copies the policy where a multiple of `sync_every` was reached or passed since the last call. "ema" over
@@ -84,8 +88,8 @@ class Reference:
             return
         if keep == 1.0:
             return
-        _reshard(lm)
-        for name, parameter in _trainable(lm).items():
+        reshard(policy)
+        for name, parameter in _trainable(_lm_of(policy)).items():
             shadow = self._shadow[name]
             if keep == 0.0:
                 shadow.copy_(parameter)  # bit for bit: lerp's s + (p - s) would round
@@ -93,34 +97,35 @@ class Reference:
                 shadow.lerp_(self._kept(parameter), 1.0 - keep)
 
     @contextmanager
-    def using(self, lm: nn.Module) -> Iterator[None]:
-        """Let `lm` be the reference, without gradients; the policy's weights are back bit for bit afterwards.
+    def using(self, policy: nn.Module) -> Iterator[None]:
+        """Let the policy be the reference, without gradients; the policy's weights are back bit for bit afterwards.
 
         Raises:
             UserError: There is no reference ("none").
         """
         if self.mode == "none":
             raise UserError("reference: mode='none' has no reference to compare with. Set it to frozen, sync, ema, ...")
+        lm = _lm_of(policy)
         if self.mode == "adapter_off":
             assert isinstance(lm, PeftModel), "attach() refuses anything else"
             with torch.no_grad(), lm.disable_adapter():
                 yield
             return
-        _reshard(lm)
-        policy = {name: parameter.detach().clone() for name, parameter in _trainable(lm).items()}
+        reshard(policy)
+        kept = {name: parameter.detach().clone() for name, parameter in _trainable(lm).items()}
         try:
             _write(lm, self._shadow)
             with torch.no_grad():
                 yield
         finally:
-            _reshard(lm)
-            _write(lm, policy)
+            reshard(policy)
+            _write(lm, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and an integer, empty before `attach`. Every rank of a sharded policy has to call it."""
         if not self._shadow:
             return {}
-        weights = {name: _whole(tensor) for name, tensor in self._shadow.items()}
+        weights = {name: gathered(tensor) for name, tensor in self._shadow.items()}
         return {"optimizer_steps": self._steps, "weights": weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,6 +156,11 @@ class Reference:
         return parameter.detach().to(dtype)
 
 
+def _lm_of(policy: nn.Module) -> nn.Module:
+    lm: nn.Module = getattr(policy, "lm", policy)
+    return lm
+
+
 def _trainable(lm: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in lm.named_parameters() if parameter.requires_grad}
 
@@ -162,17 +172,6 @@ def _write(lm: nn.Module, values: dict[str, Tensor]) -> None:
     """
     for name, parameter in _trainable(lm).items():
         parameter.data.copy_(values[name])
-
-
-def _reshard(lm: nn.Module) -> None:
-    """Return FSDP2 modules to their shards: after a forward the root's weights stay gathered, as copies."""
-    for module in lm.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharded_like(kept: Tensor, whole: Tensor) -> Tensor:

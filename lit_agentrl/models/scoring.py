@@ -74,6 +74,9 @@ class PaddedModel(nn.Module):
         require_causal(lm)
         self.lm = lm
         self.is_checked = not check
+        self.skeleton: tuple[nn.Module, ...] = ()  # of a sharded policy, for copies; no submodule, hence the tuple
+        self.compute_dtype: torch.dtype | None = None
+        """What a sharded policy's layers are gathered in; None: as the weights are held."""
 
     def forward(
         self,

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.lm_parts import base_lm
+from lit_agentrl.models.replica import Replica
+from lit_agentrl.models.scoring import PaddedModel
+from lit_agentrl.models.shards import is_sharded
 from lit_agentrl.models.vision_families import FAMILIES, family_of, why_images_are_unshareable
 from lit_agentrl.rollouts.batches import batches
 from lit_agentrl.rollouts.decode import DecodeBatch
@@ -49,8 +52,6 @@ class HFEngine(Engine):
         completions = engine.generate([prompt_ids] * 8, SamplingParams(max_new_tokens=32), seeds=range(8))
     """
 
-    shares_weights = True
-
     def __init__(
         self,
         stop_token_ids: Sequence[int] | None = None,
@@ -59,6 +60,7 @@ class HFEngine(Engine):
         max_prefill_tokens: int = 4_096,
         max_cached_tokens: int = 65_536,
         seed: int = 0,
+        own_weights: bool = False,
     ) -> None:
         """An engine without a model yet: `sync` brings it.
 
@@ -73,6 +75,9 @@ class HFEngine(Engine):
                 With `max_batch_tokens` it bounds the memory: SmolLM2-135M in float32 takes 46 kB a token, Qwen2.5-7B
                 in bfloat16 57 kB.
             seed: Randomness of calls without `seeds`.
+            own_weights: Sample from a copy of the policy as it was at the last `sync`, while the policy trains on. Of a
+                sharded policy a copy is made in any case: ranks generate for different numbers of steps, and could
+                not gather layers together.
 
         Raises:
             UserError: If a limit is not positive.
@@ -92,6 +97,9 @@ class HFEngine(Engine):
         self.max_batch_tokens = max_batch_tokens
         self.max_prefill_tokens = max_prefill_tokens
         self.seed = seed
+        self.own_weights = own_weights
+        self._replica: Replica | None = None
+        self._copied_from: nn.Module | None = None
         self._num_calls = 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._reader: ImageReader | None = None
@@ -110,10 +118,11 @@ class HFEngine(Engine):
     def sync(self, policy: nn.Module) -> None:
         """Generate with the policy's weights from now on, and forget keys and values: the old weights made them.
 
-        Free, because the weights are shared.
+        Free where the weights are shared.
 
         Args:
-            policy: A transformers (or PEFT) model, or a module that has it as its attribute `lm`.
+            policy: A transformers (or PEFT) model, or a module that has it as its attribute `lm`; for weights of the
+                engine's own a `PaddedModel`. Of a sharded one every rank has to call this.
 
         Raises:
             UserError: If it is neither.
@@ -123,12 +132,30 @@ class HFEngine(Engine):
             raise UserError(
                 f"HFEngine.sync needs a transformers or PEFT model, or a module with one as `.lm`: {policy!r}."
             )
+        if self.own_weights or is_sharded(policy):
+            lm = self._copied(policy)
         if lm is not self._lm:
             self._lm = cast("PreTrainedModel", lm)  # a PEFT model forwards what it lacks to the model inside
             self._driver, self._images = None, None
             self._is_checked = self._has_refused_images = False
         self._forget()
         self.version += 1
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the policy's own tensors are sampled from."""
+        return not self.own_weights and self._replica is None
+
+    def _copied(self, policy: nn.Module) -> PreTrainedModel | PeftModel:
+        if not isinstance(policy, PaddedModel):
+            raise UserError(
+                f"HFEngine.sync: to copy the weights of a policy it needs the module that scores with it (PaddedModel, "
+                f"PrefixGroupedModel), not {type(policy).__name__}."
+            )
+        if self._replica is None or self._copied_from is not policy:
+            self._replica, self._copied_from = Replica(policy), policy
+        self._replica.refresh(policy)
+        return cast("PreTrainedModel", self._replica.lm)
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.lm_parts import base_lm
+from lit_agentrl.models.scoring import PaddedModel
+from lit_agentrl.models.shards import reshard
 from lit_agentrl.rollouts.engine import NonFiniteLogitsError, check_contexts, check_params, rollout_seed
 from lit_agentrl.rollouts.lm_limits import default_stop_ids, max_length, vocab_size
 from lit_agentrl.rollouts.stop_strings import StopStrings
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -80,8 +83,10 @@ class SyncedEngine(Engine):
         check_sync(lm, self.sync_mode, name)
         if self._tokenizer is None:
             raise UserError(f"{name} has no tokenizer to hand over: call use_tokenizer(tokenizer) before sync().")
+        reshard(policy)
         folder = self.weights.write(lm, self._tokenizer, self.sync_mode)
-        self._take_over(lm, folder)
+        computed_in = policy.compute_dtype if isinstance(policy, PaddedModel) else None
+        self._take_over(lm, folder, computed_in or lm.dtype)
         if self.sync_mode == "full":
             self.weights.forget_weights()
         inner = base_lm(lm)
@@ -89,8 +94,11 @@ class SyncedEngine(Engine):
         self.version += 1
 
     @abstractmethod
-    def _take_over(self, lm: LanguageModel, folder: Path) -> None:
-        """Use the weights in `folder` as version `self.version + 1`; every rank returns once all may ask for them."""
+    def _take_over(self, lm: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
+        """Use the weights in `folder` as version `self.version + 1`; every rank returns once all may ask for them.
+
+        `dtype` is what the policy computes in.
+        """
 
     @abstractmethod
     def _ask(self, requests: Sequence[Request], params: SamplingParams, rules: Rules) -> list[Answer]:

@@ -35,6 +35,8 @@ class Endpoint:
         self.timeout = timeout
         self.model = ""
         """What it calls the model that requests are for."""
+        self.dtype = ""
+        """What it holds the weights in."""
         self.num_failures = 0
         """Calls without a usable answer, in the whole run."""
         self.num_in_a_row = 0

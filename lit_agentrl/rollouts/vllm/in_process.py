@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import torch
+
     from lit_agentrl.rollouts.vllm.answers import Request, Rules
     from lit_agentrl.rollouts.vllm.weights import LanguageModel
     from lit_agentrl.types import SamplingParams
@@ -75,9 +77,16 @@ class VLLMEngine(SyncedEngine):
         self.timeout = timeout
         self._llm: Any = None
         self._adapter: Any = None
+        self._dtype: torch.dtype | None = None
 
-    def _take_over(self, lm: LanguageModel, folder: Path) -> None:
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What vLLM holds the weights in; None before the first sync."""
+        return self._dtype
+
+    def _take_over(self, lm: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
         error: BaseException | None = None
+        self._dtype = self._dtype or self.settings.torch_dtype(dtype)
         try:
             self._load(lm, folder)
         except UserError as failure:
@@ -86,11 +95,12 @@ class VLLMEngine(SyncedEngine):
 
     def _load(self, lm: LanguageModel, folder: Path) -> None:
         version = str(self.version + 1)
+        assert self._dtype is not None
         if self._llm is None:
             if self.sync_mode == "adapter":
-                self._llm = start(base_of(lm), self.settings, lm.dtype, lora_rank(lm))
+                self._llm = start(base_of(lm), self.settings, self._dtype, lora_rank(lm))
             else:
-                self._llm = start(folder, self.settings, lm.dtype, None)
+                self._llm = start(folder, self.settings, self._dtype, None)
             self._call_workers("lit_mark", version)
         elif self.sync_mode == "full":
             self._call_workers("lit_load", str(folder), version)
@@ -145,7 +155,7 @@ class VLLMEngine(SyncedEngine):
         """End vLLM and remove the weights' files. A later `sync` starts it anew."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
-        self._llm = self._adapter = None
+        self._llm = self._adapter = self._dtype = None
         self.weights.remove()
         gc.collect()
 

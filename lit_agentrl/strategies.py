@@ -1,0 +1,80 @@
+"""Training strategies: FSDP2 with the options that belong to it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lit_agentrl.errors import UserError
+from lit_agentrl.models.sharding import Compute, Sharding
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Weights, gradients and optimiser states sharded over all ranks by FSDP2, layer by layer.
+
+    Lightning's `ModelParallelStrategy` shards over nodes alone by default, and has no place for options of the
+    sharding itself. The policy is sharded in `LanguageModule.configure_model`.
+
+    Args:
+        tensor_parallel_size: Ranks that share one replica's matrices; the others share its data.
+        compute: What layers are gathered and computed in; `auto` follows `trainer.precision` (`bf16-mixed`: bfloat16).
+        cpu_offload: Keep weights, gradients and optimiser states in the CPU's memory.
+        reshard_after_forward: Free a layer's weights after its forward; false takes memory for less communication.
+        save_distributed_checkpoint: A folder with each rank's shard, or a single file that rank 0 gathers. By default a
+            single file, which every strategy resumes from.
+        process_group_backend: By default NCCL on GPUs (with Gloo beside it for what is offloaded), Gloo on CPUs.
+        timeout: Seconds that a rank waits for the others before the run ends.
+
+    Example:
+        ```yaml
+        trainer:
+          devices: 8
+          precision: bf16-mixed
+          strategy: {class_path: FSDP2Strategy}
+        ```
+    """
+
+    def __init__(
+        self,
+        tensor_parallel_size: int = 1,
+        compute: Compute = "auto",
+        cpu_offload: bool = False,
+        reshard_after_forward: bool = True,
+        save_distributed_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: float = 1800.0,
+    ) -> None:
+        if tensor_parallel_size < 1 or timeout <= 0:
+            raise UserError(
+                f"FSDP2Strategy: tensor_parallel_size={tensor_parallel_size} must be at least 1, and timeout={timeout} "
+                "more than 0 seconds."
+            )
+        super().__init__(
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout),
+        )
+        self.sharding = Sharding(compute, cpu_offload, reshard_after_forward)
+
+    def setup_environment(self) -> None:
+        """Shard over all ranks that tensor parallelism leaves."""
+        size = self.num_nodes * self.num_processes
+        per_replica: Any = self._tensor_parallel_size
+        if size % per_replica:
+            raise UserError(f"FSDP2Strategy: tensor_parallel_size={per_replica} does not divide the {size} ranks.")
+        self._data_parallel_size = size // per_replica
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Sharding has moved the weights; what is offloaded has to stay where it is."""
+        if not self.sharding.cpu_offload:
+            super().model_to_device()
+
+    def _get_process_group_backend(self) -> str:
+        if self._process_group_backend is None and self.root_device.type == "cuda" and self.sharding.cpu_offload:
+            return "cpu:gloo,cuda:nccl"  # norms of offloaded gradients are reduced on the CPU
+        backend: str = super()._get_process_group_backend()
+        return backend
