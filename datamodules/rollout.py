@@ -408,7 +408,8 @@ class RolloutDataModule(L.LightningDataModule):
         return self._roll_out(prompts, group_size or self.group_size, self.sampling, OUTSIDE, wrap)
 
     def teardown(self, stage: str) -> None:
-        """End the worker processes; another stage starts its own."""
+        """End the worker processes and what the engine holds; another stage starts its own."""
+        self.engine.close()
         if self.host:
             self.host.close()
 

@@ -7,6 +7,8 @@ handed last, as the real one's workers tell it.
 import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -103,6 +105,24 @@ class FakeVLLM:
         if method == "lit_fingerprint":
             return self.fingerprint
         return {"version": self.version, "logprobs_mode": self.logprobs_mode, "dtype": "bfloat16"}
+
+
+class FaultyProxy(FakeVLLM):
+    """Passes everything on to a real server, but for the faults."""
+
+    def __init__(self, behind: str, fault: Fault | None = None) -> None:
+        super().__init__(fault)
+        self.behind = behind
+
+    def right(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """What the real server answers."""
+        data = None if path == "/v1/models" else json.dumps(body).encode()
+        request = urllib.request.Request(self.behind + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
 
 
 def completion(body: dict[str, Any], num_tokens: int | None = None, finish: str = "") -> dict[str, Any]:

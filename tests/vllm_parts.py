@@ -6,10 +6,15 @@ writes what it finds as JSON, and the tests judge it.
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +39,9 @@ def find_python() -> tuple[str | None, str]:
     python = Path(named) if named else ROOT / ".venv-vllm" / "bin" / "python"
     if not python.exists():
         return None, f"vLLM lives in a venv of its own, and there is no {python}: `make .venv-vllm/.installed`"
-    probe = subprocess.run([str(python), "-c", "import vllm, peft, lightning"], capture_output=True, text=True)
-    if probe.returncode:
-        return None, f"{python} cannot import vllm: {probe.stderr.strip().splitlines()[-1:]}"
+    probe = "from importlib.util import find_spec; import sys; sys.exit(not all(map(find_spec, sys.argv[1:])))"
+    if subprocess.run([str(python), "-c", probe, "vllm", "peft", "lightning"], check=False).returncode:
+        return None, f"{python} does not have vllm, peft and lightning: `make .venv-vllm/.installed`"
     return str(python), ""
 
 
@@ -53,6 +58,38 @@ def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> d
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         found: dict[str, Any] = json.load(file)
     return found
+
+
+@contextmanager
+def served(python: str, folder: str, log: Path) -> Iterator[str]:
+    """The address of a real server, started as users start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python, "--port", str(port)]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 300
+        while True:
+            assert process.poll() is None, log.read_text()[-6000:]
+            assert time.monotonic() < end, log.read_text()[-6000:]
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def shown(completions: list[Any]) -> list[dict[str, Any]]:
@@ -186,9 +223,6 @@ def adapter(folder: str) -> dict[str, Any]:
 
 def hang(folder: str) -> dict[str, Any]:
     """vLLM in processes of its own: one that is stopped is given up, and the next sync starts another."""
-    import signal
-    import time
-
     from lit_agentrl.models.policy import load_policy, load_tokenizer
     from lit_agentrl.rollouts import VLLMEngine
     from lit_agentrl.rollouts.vllm import EngineError
@@ -226,6 +260,16 @@ def hang(folder: str) -> dict[str, Any]:
     return found
 
 
+def fit(folder: str, run: str) -> dict[str, Any]:
+    """The command line with vLLM in processes beside it; what it leaves in memory afterwards."""
+    import runs
+
+    before = set(Path("/dev/shm").glob("lit-agentrl-*"))
+    engine = '{"class_path": "VLLMEngine", "init_args": {"timeout": 300}}'
+    runs.fit(folder, Path(run), "--data.engine", engine, "--model.old_logprobs", "recompute")
+    return {"shm": [str(path) for path in set(Path("/dev/shm").glob("lit-agentrl-*")) - before]}
+
+
 def _processes() -> list[str]:
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     lines = listed.splitlines()[1:]
@@ -235,7 +279,7 @@ def _processes() -> list[str]:
     return [line for line in lines if int(line.split()[0]) in mine]
 
 
-CASES: dict[str, Callable[..., dict[str, Any]]] = {"full": full, "adapter": adapter, "hang": hang}
+CASES: dict[str, Callable[..., dict[str, Any]]] = {"full": full, "adapter": adapter, "hang": hang, "fit": fit}
 
 if __name__ == "__main__":
     Path(sys.argv[2]).write_text(json.dumps(CASES[sys.argv[1]](*sys.argv[3:])))

