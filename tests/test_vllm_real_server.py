@@ -96,7 +96,8 @@ def test_stops_are_hfengines(url, lm, folder):
     made, right = engine(lm, folder, url), twin(lm, folder)
     written = [token for each in right.generate(CONTEXTS, GREEDY) for token in each.token_ids[1:]]
     tokenizer = load_tokenizer(folder)
-    text = next(piece for token in written if "\ufffd" not in (piece := tokenizer.decode([token])) and piece)
+    pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in written]
+    text = next(piece for piece in pieces if piece and "\ufffd" not in piece)
     for stops in ({"stop": (text,)}, {"stop_token_ids": (written[2],)}):
         params = SamplingParams(temperature=0, max_new_tokens=12, **stops)  # type: ignore[arg-type]
         mine, his = made.generate(CONTEXTS, params), right.generate(CONTEXTS, params)

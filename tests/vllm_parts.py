@@ -66,14 +66,15 @@ def served(python: str, folder: str, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python, "--port", str(port)]
+    command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python]
+    command += ["--port", str(port), "--dtype", "float32", "--", "--max-num-seqs", "64"]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 500
         while True:
             assert process.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < end, log.read_text()[-6000:]
@@ -159,7 +160,11 @@ def full(folder: str) -> dict[str, Any]:
     longest = found["greedy"][1][0]["token_ids"]
     found["stop_token"] = compare(SamplingParams(temperature=0, max_new_tokens=16, stop_token_ids=(longest[4],)))
     written = [token for completion in found["greedy"][1] for token in completion["token_ids"][1:]]
-    whole = [piece for token in written if "\ufffd" not in (piece := tokenizer.decode([token])) and piece]
+    whole = [
+        piece
+        for token in written
+        if "\ufffd" not in (piece := tokenizer.decode([token], skip_special_tokens=True)) and piece
+    ]
     found["stop_string"] = compare(SamplingParams(temperature=0, max_new_tokens=16, stop=(whole[0], "zq")))
     found["differences"] = {}
     for temperature in (0.5, 1.0, 1.7):

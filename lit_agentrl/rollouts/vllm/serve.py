@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument(
-        "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto, the model's)"
+        "--dtype", default="auto", help="float32, bfloat16, float16, or auto: 16 bits, for weights of 32 too (default)"
     )
     parser.add_argument("--max_length", type=int, help="most tokens of a context and its action (default: the model's)")
     parser.add_argument("--memory", type=float, default=0.9, help="share of a GPU's memory (default: 0.9)")
