@@ -15,6 +15,7 @@ from lit_agentrl.rollouts.expansion import (
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.memory import HistoryWindow
 from lit_agentrl.rollouts.tree import TreeRollout
+from lit_agentrl.rollouts.vllm import VLLMEngine, VLLMServer
 
 __all__ = [
     "Budget",
@@ -28,6 +29,8 @@ __all__ = [
     "PerDepth",
     "TreeRollout",
     "Uniform",
+    "VLLMEngine",
+    "VLLMServer",
     "ValueVariance",
     "WithoutReplacement",
 ]
