@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -45,6 +46,7 @@ from lit_agentrl.callbacks import (
 )
 from lit_agentrl.callbacks.source import RolloutSource
 from lit_agentrl.doctor.checkup import Checkup
+from lit_agentrl.doctor.contract.processes import command
 from lit_agentrl.doctor.contract.recorder import Recorder
 from lit_agentrl.doctor.contract.run import check
 from lit_agentrl.doctor.contract.text import render as render_contract
@@ -120,7 +122,7 @@ class AgentTrainer(L.Trainer):
         seconds: float = 120.0,
         json: str | None = None,
         contract: bool = False,
-        record: str | None = None,
+        record: list[str] | None = None,
     ) -> None:
         """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
 
@@ -135,7 +137,8 @@ class AgentTrainer(L.Trainer):
             json: A file for the numbers.
             contract: Look at something else: whether one optimiser step has the same loss and gradient in micro-batches
                 of any size, packed or padded, with gradient checkpointing, under DDP and FSDP2, on 1 and 2 ranks.
-            record: A folder for the facts of one such step, as configured; `contract` runs these.
+            record: A folder for the facts of one such step, as configured; `contract` runs these. Of more folders each
+                following one is read for its `config.yaml`, and gets the facts of that step.
 
         Raises:
             SystemExit: With 1 where the shared forward is not the padded one, ratios are noisy beyond the limits, or a
@@ -143,8 +146,8 @@ class AgentTrainer(L.Trainer):
         """
         if json is not None and not Path(json).absolute().parent.is_dir():
             raise UserError(f"--json {json}: its folder does not exist.")
-        if record is not None:
-            self.callbacks.append(Recorder(Path(record), ckpt_path, weights_only))  # type: ignore[attr-defined]
+        if record:
+            self.callbacks.append(Recorder(Path(record[0]), ckpt_path, weights_only))  # type: ignore[attr-defined]
             self.fit(model, datamodule=datamodule)
             return
         if contract:
@@ -259,7 +262,7 @@ class AgentRLCLI(LightningCLI):
     def _shrink(self, config: Namespace) -> None:
         """Leave of the run what the doctor looks at; the folder that it may write to disappears with this object."""
         self.save_config_callback = None
-        if config.record is not None:
+        if config.record:
             return  # cut down already, but for the ranks
         self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
         for change in shrink(config, config.num_prompts, self._folder.name):
@@ -341,7 +344,7 @@ def run(args: list[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own; last, so that no installed package is shadowed
     with stop_on_sigterm():
-        AgentRLCLI(
+        cli = AgentRLCLI(
             LanguageModule,
             L.LightningDataModule,
             save_config_callback=SaveConfig,
@@ -363,3 +366,8 @@ def run(args: list[str]) -> None:
             parser_kwargs={"parser_mode": "omegaconf+", "version": __version__},
             args=[args[0].replace("-", "_"), *args[1:]],  # a subcommand is a method of the trainer
         )
+    recorded = cli.config[cli.subcommand].get("record") or []
+    del cli  # its model and its rows
+    gc.collect()
+    if len(recorded) > 1:
+        run(command(recorded[1:]))

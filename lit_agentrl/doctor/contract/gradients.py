@@ -37,11 +37,11 @@ def save(module: LightningModule, folder: Path) -> float:
             f"The gradient takes {needed / 2**30:.1f} GiB, {target} has {free / 2**30:.1f} GiB left: set TMPDIR to a "
             "larger disk, or train an adapter (--model.lora)."
         )
-    squares = 0.0
+    squares = torch.zeros((), dtype=torch.float64)
     for number, (_, gradient) in enumerate(_gradients(module)):
         save_file({"gradient": gradient.contiguous()}, target / f"{number}.safetensors")
-        squares += float(gradient.double().square().sum())
-    return squares**0.5
+        squares += gradient.double().square().sum()
+    return float(squares.sqrt())
 
 
 def compare(module: LightningModule, baseline: Path) -> tuple[float, Difference | None]:
@@ -67,7 +67,7 @@ def compare(module: LightningModule, baseline: Path) -> tuple[float, Difference 
     if not norms[0]:
         return norms[1], Difference(float(norms[1] > 0), norms[1], far, weight)
     cosine = dot / (norms[0] * norms[1]) if norms[1] else 0.0
-    return norms[1], Difference(1.0 - cosine, abs(norms[1] - norms[0]) / norms[0], far / largest, weight)
+    return norms[1], Difference(max(0.0, 1.0 - cosine), abs(norms[1] - norms[0]) / norms[0], far / largest, weight)
 
 
 def _gradients(module: LightningModule) -> Iterator[tuple[str, Tensor]]:

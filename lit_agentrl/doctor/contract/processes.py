@@ -1,7 +1,10 @@
-"""One run of the contract in processes of its own: memory is free again afterwards, and a hang has an end."""
+"""Runs of the contract in processes of their own: memory is free again afterwards, and a hang has an end."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
 import signal
 import subprocess
@@ -9,7 +12,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
+
+CONFIG = "config.yaml"
 
 SCHEDULERS = ("SLURM_", "TORCHELASTIC_")
 LAUNCHED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -30,6 +36,11 @@ Execute = Callable[[Sequence[str], float], Ended]
 """Runs `lit-agentrl` with these arguments within so many seconds."""
 
 
+def command(folders: Sequence[str]) -> list[str]:
+    """What records one step after the other in the same processes: starting these takes most of the time."""
+    return ["doctor", "--config", str(Path(folders[0]) / CONFIG), "--record", json.dumps(list(folders))]
+
+
 def in_processes(arguments: Sequence[str], timeout: float) -> Ended:
     """Run it as its user would; what it started ends with it."""
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHED and not k.startswith(SCHEDULERS)}
@@ -42,7 +53,7 @@ def in_processes(arguments: Sequence[str], timeout: float) -> Ended:
             start_new_session=True,
         )
         try:
-            code = process.wait(timeout)
+            code = process.wait(None if math.isinf(timeout) else timeout)
         except subprocess.TimeoutExpired:
             return Ended(_end(process), _text(output), is_late=True)
         finally:
@@ -52,10 +63,8 @@ def in_processes(arguments: Sequence[str], timeout: float) -> Ended:
 
 def _end(process: subprocess.Popen[bytes]) -> int:
     """Kill what is left of the run, other ranks included."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # all have ended
-        pass
     return process.wait()
 
 

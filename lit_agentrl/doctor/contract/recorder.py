@@ -59,7 +59,9 @@ class Recorder(L.Callback):
             take_weights(trainer, pl_module, self.ckpt_path, self.weights_only)
         move_weights(pl_module)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Note the rows."""
         self._began = self._began or time.perf_counter()
         if self._norm is not None:
@@ -72,9 +74,7 @@ class Recorder(L.Callback):
             self._units += units_of(batch)
             self._sizes.append(rows_per_unit(batch) * int(batch.lengths.max()))
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Keep the gradient, or compare it: it is complete here, and not clipped yet."""
         if self._norm is not None:
             return
@@ -150,7 +150,10 @@ def units_of(batch: TrainBatch) -> Iterator[Unit]:
         rows = range(first, first + size)
         if not batch.action_mask[first : first + size].any():
             continue
-        text = hashlib.sha256(str([batch.num_action_tokens, batch.num_rows]).encode())
+        denominators = [batch.token_denominator, batch.row_denominator]
+        if isinstance(batch, PreferenceBatch):
+            denominators.append(batch.num_pairs)
+        text = hashlib.sha256(" ".join(f"{value:.6g}" for value in denominators).encode())
         for row in rows:
             length = int(batch.lengths[row])
             text.update(str(batch.token_ids[row, :length].tolist()).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import os
 import tempfile
 import time
@@ -17,7 +18,7 @@ import yaml
 
 from lit_agentrl.doctor.contract.data import cut, replaying
 from lit_agentrl.doctor.contract.facts import Facts, read
-from lit_agentrl.doctor.contract.processes import Ended, Execute, in_processes
+from lit_agentrl.doctor.contract.processes import CONFIG, Ended, Execute, command, in_processes
 from lit_agentrl.doctor.contract.recorder import BASELINE_FOLDER
 from lit_agentrl.doctor.contract.settings import BASELINE, SETTINGS, Options, Setting, is_plain, options_of
 from lit_agentrl.doctor.contract.verdict import Limits, Outcome, judge, limits_for
@@ -74,9 +75,8 @@ def check(options: Options, num_prompts: int, execute: Execute = in_processes) -
     with tempfile.TemporaryDirectory(prefix="lit-agentrl-contract-") as folder:
         bench = Bench(Path(folder), prepared(options, num_prompts | 1, Path(folder)), execute)
         baseline, took = bench.baseline()
-        settings = [s for s in SETTINGS if not (s.is_as_configured and is_plain(bench.options))]
-        print(f"{BASELINE.name}: {took:.0f} s; {len(settings)} settings follow, each about as long, ranks longer")
-        outcomes = [bench.outcome(setting, baseline, took) for setting in settings]
+        print(f"{BASELINE.name}: {took:.0f} s; {len(bench.settings)} settings follow", flush=True)
+        outcomes = bench.outcomes(baseline, took)
     return Contract(baseline, limits_for(baseline.precision), outcomes, time.perf_counter() - began)
 
 
@@ -94,12 +94,21 @@ class Bench:
     options: Options
     execute: Execute
 
+    @property
+    def settings(self) -> list[Setting]:
+        """All that are worth a run: a configuration that is the baseline would repeat it."""
+        return [setting for setting in SETTINGS if not (setting.is_as_configured and is_plain(self.options))]
+
     def baseline(self) -> tuple[Facts, float]:
-        """What the first run found, and its seconds."""
+        """What the first run found, and its seconds.
+
+        Raises:
+            UserError: It found nothing, or a gradient of 0.
+        """
         began = time.perf_counter()
-        ended = self.execute(self.arguments(BASELINE, None), 24 * 3600.0)
+        ended = self.execute(command([str(self.prepare(BASELINE, None))]), math.inf)
         facts = read(self.folder / BASELINE_FOLDER)
-        if ended.code or facts is None:
+        if facts is None:
             raise UserError(f"The contract's first run ({BASELINE.name}) did not end well: {_last_words(ended)}")
         if not facts.norm > 0:
             raise UserError(
@@ -108,31 +117,47 @@ class Bench:
             )
         return facts, time.perf_counter() - began
 
-    def outcome(self, setting: Setting, baseline: Facts, took: float) -> Outcome:
-        """Of one setting; `took` are the baseline's seconds."""
-        if refusal := why_not(setting, self.options, baseline):
-            return Outcome(setting, "skipped", refusal)
-        began = time.perf_counter()
-        arguments = self.arguments(setting, baseline)
-        ended = self.execute(arguments, max(LEAST_SECONDS, PATIENCE * took))
-        seconds = time.perf_counter() - began
-        facts = read(Path(arguments[-1]))
-        if ended.code == 0 and facts is not None:
-            outcome = judge(setting, facts, baseline, seconds)
-        else:
-            outcome = did_not_end(setting, ended, seconds)
-        print(f"{setting.name}: {outcome.status}, {seconds:.0f} s", flush=True)
-        return outcome
-
-    def arguments(self, setting: Setting, baseline: Facts | None) -> list[str]:
-        """The command that runs a setting; its last word is the folder of what it finds."""
+    def prepare(self, setting: Setting, baseline: Facts | None) -> Path:
+        """The folder of a run, with its options."""
         target = self.folder / (BASELINE_FOLDER if baseline is None else setting.name.replace(" ", "_"))
         target.mkdir()
         base = self.options if baseline is None else replaying(copy.deepcopy(self.options))
         options = options_of(setting, base, baseline)
         options["trainer"]["default_root_dir"] = str(target / "run")
-        (target / "config.yaml").write_text(yaml.safe_dump(options))
-        return ["doctor", "--config", str(target / "config.yaml"), "--record", str(target)]
+        (target / CONFIG).write_text(yaml.safe_dump(options))
+        return target
+
+    def outcomes(self, baseline: Facts, took: float) -> list[Outcome]:
+        """Of all settings in their order; `took` are the baseline's seconds."""
+        found: dict[Setting, Outcome] = {}
+        for ranks in sorted({setting.ranks for setting in self.settings}):
+            folders = {}
+            for setting in self.settings:
+                if setting.ranks != ranks:
+                    continue
+                if refusal := why_not(setting, self.options, baseline):
+                    found[setting] = Outcome(setting, "skipped", refusal)
+                else:
+                    folders[setting] = self.prepare(setting, baseline)
+            found |= self._run(folders, baseline, took)
+        return [found[setting] for setting in self.settings]
+
+    def _run(self, folders: dict[Setting, Path], baseline: Facts, took: float) -> dict[Setting, Outcome]:
+        """Run settings one after the other in the same processes; what comes after one that fails, in new ones."""
+        found: dict[Setting, Outcome] = {}
+        while left := {setting: folder for setting, folder in folders.items() if setting not in found}:
+            began = time.perf_counter()
+            allowed = len(left) * max(LEAST_SECONDS, PATIENCE * took)
+            ended = self.execute(command([str(folder) for folder in left.values()]), allowed)
+            for setting, folder in left.items():
+                facts = read(folder)
+                if facts is None:  # the others were not begun
+                    found[setting] = did_not_end(setting, ended, time.perf_counter() - began)
+                    break
+                found[setting] = judge(setting, facts, baseline)
+            for setting in (setting for setting in left if setting in found):
+                print(f"{setting.name}: {found[setting].status}", flush=True)
+        return found
 
 
 def why_not(setting: Setting, options: Options, baseline: Facts) -> str:
@@ -156,12 +181,12 @@ def why_not(setting: Setting, options: Options, baseline: Facts) -> str:
 def did_not_end(setting: Setting, ended: Ended, seconds: float) -> Outcome:
     """A run that found nothing: refused, out of memory, hanging, or broken."""
     if ended.is_late:
-        return Outcome(setting, "failed", f"had not ended after {seconds:.0f} s: ranks wait for one another", None, seconds)
+        return Outcome(setting, "failed", f"had not ended after {seconds:.0f} s: ranks wait for one another")
     if ended.code == 2:  # an error that is the user's to mend: here, what the model or the machine cannot do
-        return Outcome(setting, "skipped", _last_words(ended).removeprefix("error: "), None, seconds)
+        return Outcome(setting, "skipped", _last_words(ended).removeprefix("error: "))
     if ended.code in (-9, 137) or "OutOfMemoryError" in ended.output or "can't allocate memory" in ended.output:
-        return Outcome(setting, "skipped", "not enough memory", None, seconds)
-    return Outcome(setting, "failed", f"exit code {ended.code}: {_last_words(ended)}", None, seconds)
+        return Outcome(setting, "skipped", "not enough memory")
+    return Outcome(setting, "failed", f"exit code {ended.code}: {_last_words(ended)}")
 
 
 def _last_words(ended: Ended) -> str:

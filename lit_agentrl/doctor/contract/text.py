@@ -32,7 +32,7 @@ def render(contract: Contract) -> str:
 
 def _baseline(base: Facts) -> str:
     logged = "-" if base.logged is None else f"{base.logged:.4f}"
-    figures = f"{base.loss:8.4f} {logged:>8} {'':8} {base.norm:8.2e} {'':8}"
+    figures = f"{base.loss + 0.0:8.4f} {logged:>8} {'':8} {base.norm:8.2e} {'':8}"
     return f"{BASELINE.name:<28}{base.ranks:4}  {base.micro_batches:8}  {base.num_rows:4} {figures}".rstrip()
 
 
