@@ -66,8 +66,9 @@ def compare(module: LightningModule, baseline: Path) -> tuple[float, Difference 
     norms = [value**0.5 for value in squares]
     if not norms[0]:
         return norms[1], Difference(float(norms[1] > 0), norms[1], far, weight)
-    cosine = dot / (norms[0] * norms[1]) if norms[1] else 0.0
-    return norms[1], Difference(max(0.0, 1.0 - cosine), abs(norms[1] - norms[0]) / norms[0], far / largest, weight)
+    apart = 1.0 - dot / (norms[0] * norms[1]) if norms[1] else 1.0
+    apart = 0.0 if apart < 0 else apart  # by rounding; NaN stays
+    return norms[1], Difference(apart, abs(norms[1] - norms[0]) / norms[0], far / largest, weight)
 
 
 def _gradients(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
