@@ -143,7 +143,7 @@ class Forgetful(SFTModule):
         fresh = self.policy is None
         super().configure_model()
         if fresh:
-            decoder_of(self.policy.lm).layers[0].mlp.register_forward_hook(_other_in_backward)
+            decoder_of(self.policy.lm).layers[0].input_layernorm.register_forward_hook(_other_in_backward)
 
 
 def _other_in_backward(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:

@@ -288,7 +288,7 @@ def test_equal_is_held():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"loss": 2.0005}, "the loss is off by 2.5e-04"),
+        ({"loss": 2.0005}, "the loss is off by 2.5e-04 (limit 1e-05)"),
         ({"loss": math.nan}, "the loss is off by nan"),
         ({"logged": 2.001}, "the logged loss"),
         ({"difference": Difference(1e-5, 0, 0, "w")}, "direction"),

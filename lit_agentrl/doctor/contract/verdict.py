@@ -27,7 +27,7 @@ class Limits:
 # those of its copies are rounded each: 3e-8 of the largest entry. Everything else was below 1e-14.
 LIMITS = {
     "float64": Limits(loss=1e-9, one_minus_cosine=1e-11, norm=1e-6, largest=1e-5),
-    "float32": Limits(loss=1e-4, one_minus_cosine=1e-6, norm=1e-3, largest=5e-3),
+    "float32": Limits(loss=1e-5, one_minus_cosine=1e-8, norm=1e-4, largest=1e-3),
     "half": Limits(loss=2e-2, one_minus_cosine=2e-2, norm=1e-1, largest=3e-1),
 }
 LOGGED = 1e-5
