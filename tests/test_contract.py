@@ -17,7 +17,7 @@ from lit_agentrl.doctor.contract import data, gradients
 from lit_agentrl.doctor.contract.facts import Difference, Facts, read, write
 from lit_agentrl.doctor.contract.moved import move_weights
 from lit_agentrl.doctor.contract.processes import Ended, command, in_processes
-from lit_agentrl.doctor.contract.recorder import units_of
+from lit_agentrl.doctor.contract.recorder import Recorder, units_of
 from lit_agentrl.doctor.contract.run import Bench, Contract, check, did_not_end, prepared, why_not
 from lit_agentrl.doctor.contract.settings import BASELINE, SETTINGS
 from lit_agentrl.doctor.contract.settings import options_of as options_for
@@ -183,6 +183,16 @@ def test_a_first_run_that_fails_is_the_users_error(more, message, tiny_lm, tmp_p
         main(words("sft", tiny_lm, tmp_path, *more))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_single_step_needs_something_to_be_compared_with(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        Recorder(tmp_path / "no")
+    (tmp_path / "split").mkdir()
+    with pytest.raises(UserError, match="holds no step to compare with"):
+        Recorder(tmp_path / "split")
+    (tmp_path / "baseline").mkdir()
+    Recorder(tmp_path / "baseline")
 
 
 def test_it_is_no_job_of_many_ranks(monkeypatch):

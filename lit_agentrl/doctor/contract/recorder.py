@@ -37,10 +37,20 @@ class Recorder(L.Callback):
             that of the `baseline` beside it.
         ckpt_path: A checkpoint to take the weights from.
         weights_only: As in `fit`.
+
+    Raises:
+        UserError: There is no such folder, or no baseline to compare with.
     """
 
     def __init__(self, folder: Path, ckpt_path: str | None = None, weights_only: bool | None = None) -> None:
         self.folder, self.baseline = folder, folder.parent / BASELINE_FOLDER
+        if not folder.is_dir():
+            raise UserError(f"--record {folder}: there is no such folder.")
+        if folder != self.baseline and not (self.baseline / gradients.FOLDER).is_dir():
+            raise UserError(
+                f"--record {folder}: {self.baseline} holds no step to compare with: record that first, or let --contract "
+                "true do both."
+            )
         self.ckpt_path, self.weights_only = ckpt_path, weights_only
         self._units: list[Unit] = []
         self._lengths: list[int] = []
