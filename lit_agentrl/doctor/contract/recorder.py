@@ -48,8 +48,8 @@ class Recorder(L.Callback):
             raise UserError(f"--record {folder}: there is no such folder.")
         if folder != self.baseline and not (self.baseline / gradients.FOLDER).is_dir():
             raise UserError(
-                f"--record {folder}: {self.baseline} holds no step to compare with: record that first, or let --contract "
-                "true do both."
+                f"--record {folder}: {self.baseline} holds no step to compare with. Record that first, or let "
+                "--contract true do both."
             )
         self.ckpt_path, self.weights_only = ckpt_path, weights_only
         self._units: list[Unit] = []
