@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
 
+from lit_agentrl.checkpoints.optimizer_names import by_name, by_number
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.sharding import Compute, Sharding
 
@@ -78,3 +88,43 @@ class FSDP2Strategy(ModelParallelStrategy):
             return "cpu:gloo,cuda:nccl"  # norms of offloaded gradients are reduced on the CPU
         backend: str = super()._get_process_group_backend()
         return backend
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimiser's state; in a single file as every other strategy writes it, weights by their number.
+
+        Lightning counts all weights of the model, but an optimiser has those alone that are trained: of an adapter its
+        numbers fit no other strategy.
+        """
+        if self._save_distributed_checkpoint:
+            found: dict[str, Any] = super().optimizer_state(optimizer)
+            return found
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return by_number(get_optimizer_state_dict(self.model, _bare(optimizer), options=options))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Weights and optimiser states go where they belong; the rest is returned."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            rest: dict[str, Any] = super().load_checkpoint(path, weights_only)
+            return rest
+        assert self.model is not None
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            named = by_name(state, names_in(optimizer, self.model))
+            set_optimizer_state_dict(self.model, _bare(optimizer), named, options=options)
+        return checkpoint
+
+
+def names_in(optimizer: Optimizer, module: torch.nn.Module) -> list[str]:
+    """The names of the weights that an optimiser moves, in its order."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return [names[parameter] for group in _bare(optimizer).param_groups for parameter in group["params"]]
+
+
+def _bare(optimizer: Any) -> Optimizer:
+    """The optimiser inside of Lightning's wrapper."""
+    inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
+    return inner

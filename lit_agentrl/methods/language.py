@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.compiled import compile_layers
-from lit_agentrl.models.policy import Lora, Vision, load_policy
+from lit_agentrl.models.policy import Lora, Policy, Vision, load_policy
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.models.sharding import Sharding, shard
+from lit_agentrl.models.shared_load import SharedLoad
 from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
@@ -72,7 +73,23 @@ class LanguageModule(L.LightningModule):
         """Load the policy, once."""
         if self.policy is not None:
             return
-        lm = load_policy(
+        sharding = self._sharding()
+        shared = None if sharding is None else SharedLoad(self._load)
+        lm = self._load() if shared is None else shared.lm
+        if self.compiles_layers:
+            compile_layers(lm)
+        if self.share_prefix is False:
+            self.policy = PaddedModel(lm)
+        else:
+            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        if sharding is not None and shared is not None:
+            assert self.device_mesh is not None
+            shard(self.policy, self.device_mesh["data_parallel"], sharding, str(self.trainer.precision))
+            shared.fill(self.policy)
+        self._seeing = seeing_weights(lm)
+
+    def _load(self, empty: bool = False) -> Policy:
+        return load_policy(
             self.pretrained,
             dtype=self.dtype_name,
             attention=self.attention,
@@ -80,25 +97,17 @@ class LanguageModule(L.LightningModule):
             vision=self.vision,
             quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
+            empty=empty,
         )
-        if self.compiles_layers:
-            compile_layers(lm)
-        if self.share_prefix is False:
-            self.policy = PaddedModel(lm)
-        else:
-            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
-        self._shard(self.policy)
-        self._seeing = seeing_weights(lm)
 
-    def _shard(self, policy: PaddedModel) -> None:
-        """Shard the policy where the strategy asks for it."""
+    def _sharding(self) -> Sharding | None:
+        """How the policy is sharded; None where the strategy does not ask for it."""
         if self._trainer is None or not isinstance(strategy := self._trainer.strategy, ModelParallelStrategy):
-            return
+            return None
         assert self.device_mesh is not None
         if self.device_mesh["tensor_parallel"].size() > 1:
             raise UserError("tensor_parallel_size: only 1 is supported.")
-        sharding = getattr(strategy, "sharding", Sharding())
-        shard(policy, self.device_mesh["data_parallel"], sharding, str(self._trainer.precision))
+        return getattr(strategy, "sharding", Sharding())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Built here, not by the command line, which would do it before the policy exists."""
@@ -168,13 +177,20 @@ class LanguageModule(L.LightningModule):
         """Keep the trainable weights only (a frozen base is loaded from `pretrained` again), and the reference's."""
         if self.reference is not None:
             checkpoint["reference"] = self.reference.state_dict()
+        if self._saves_shards():
+            return  # ranks could not load a part of the names that they hold
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         if len(trainable) < sum(1 for _ in self.parameters()):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
+    def _saves_shards(self) -> bool:
+        """Whether each rank saves its own shards of the weights, as a folder."""
+        return bool(getattr(self.trainer.strategy, "_save_distributed_checkpoint", False))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks weights this module trains: it would silently start from fresh ones."""
-        missing = [n for n, p in self.named_parameters() if p.requires_grad and n not in checkpoint["state_dict"]]
+        saved = checkpoint.get("state_dict")  # None of a folder of shards: they are loaded already, or were refused
+        missing = [n for n, p in self.named_parameters() if p.requires_grad and saved is not None and n not in saved]
         if missing:
             raise UserError(
                 f"The checkpoint lacks {len(missing)} of the weights that this configuration trains, {missing[0]} for "
