@@ -36,6 +36,8 @@ def words(method: str, lm: str, folder: Path, *more: str) -> list[str]:
     elif method == "batch_std":  # advantages that all ranks have a part in
         chosen = ["--config", str(EXPERIMENTS / "grpopp_echo.yaml"), "--model.advantage", "batch_std"]
         chosen += ["--model.old_logprobs", "recompute", "--model.aggregation", "seq_mean_token_mean"]
+    elif method == "echo":  # as it is shipped
+        chosen = ["--config", str(EXPERIMENTS / "grpopp_echo.yaml")]
     elif method == "tree_grpo":  # shared steps that count a part in each row
         chosen = ["--config", str(EXPERIMENTS / "tree_grpo_echo.yaml"), "--model.credit", "mean"]
     elif method == "gigpo":

@@ -26,7 +26,7 @@ from lit_agentrl.doctor.contract.verdict import LIMITS, Outcome, hint, judge
 from lit_agentrl.errors import UserError
 from lit_agentrl.models import PackedTree
 from lit_agentrl.types import PreferenceBatch, Step, TrainBatch, Trajectory, TrajectoryGroup
-from runs import ROOT
+from runs import ROOT, fit
 from test_doctor import broken_beyond
 
 METHODS = ("grpo", "batch_std", "tree_grpo", "gigpo", "sft", "dpo")
@@ -149,6 +149,27 @@ def test_two_ranks_and_sharding_keep_it_and_show_what_breaks_it(tiny_lm, tmp_pat
             assert (shares[1] == 0) == (method in few)
     assert "depends on the rank" in hint(outcomes["RankLoss", "DDP, 2 ranks"], list(outcomes.values()))
     assert "what one rank holds" in hint(outcomes["LocalAdvantage", "DDP, 2 ranks"], list(outcomes.values()))
+
+
+@pytest.mark.slow
+def test_a_checkpoints_weights_are_taken_by_every_strategy(tiny_lm, tmp_path, monkeypatch):
+    """Of an adapter, in one process and sharded over two ranks alike."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    fit(tiny_lm, tmp_path / "run", "--trainer.max_epochs", "1")
+    last = ("--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt"))
+    norms = []
+    for name, more in (("fresh", ()), ("trained", last)):
+        folder = tmp_path / name
+        folder.mkdir()
+        arguments = [*words("echo", tiny_lm, folder, *more)]
+        bench = Bench(folder, prepared(options_of(arguments, monkeypatch), 3, folder), in_this_process())
+        baseline, _ = bench.baseline()
+        norms.append(baseline.norm)
+    assert abs(norms[1] / norms[0] - 1) > 1e-3
+    sharded = bench.prepare(NAMED["FSDP2, 2 ranks"], baseline)
+    ended = in_processes(command([str(sharded)]), 600)
+    assert ended.code == 0, ended.output
+    assert judge(NAMED["FSDP2, 2 ranks"], read(sharded), baseline).status == "held"
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
