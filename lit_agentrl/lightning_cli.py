@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -46,6 +47,10 @@ from lit_agentrl.callbacks import (
 from lit_agentrl.callbacks.source import RolloutSource
 from lit_agentrl.checkpoints.choice import checked, refuse_folder
 from lit_agentrl.doctor.checkup import Checkup
+from lit_agentrl.doctor.contract.processes import command
+from lit_agentrl.doctor.contract.recorder import Recorder
+from lit_agentrl.doctor.contract.run import check
+from lit_agentrl.doctor.contract.text import render as render_contract
 from lit_agentrl.doctor.small_run import shrink
 from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
@@ -117,6 +122,8 @@ class AgentTrainer(L.Trainer):
         repeats: int = 3,
         seconds: float = 120.0,
         json: str | None = None,
+        contract: bool = False,
+        record: list[str] | None = None,
     ) -> None:
         """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
 
@@ -129,12 +136,24 @@ class AgentTrainer(L.Trainer):
             repeats: Timings of each side.
             seconds: About how long the passes may take; it decides how many rows are measured.
             json: A file for the numbers.
+            contract: Look at something else: whether one optimiser step has the same loss and gradient in micro-batches
+                of any size, packed or padded, with gradient checkpointing, under DDP and FSDP2, on 1 and 2 ranks.
+            record: A folder for the facts of one such step, as configured; `contract` runs these. Of more folders each
+                following one is read for its `config.yaml`, and gets the facts of that step.
 
         Raises:
-            SystemExit: With 1 where the shared forward is not the padded one, or ratios are noisy beyond the limits.
+            SystemExit: With 1 where the shared forward is not the padded one, ratios are noisy beyond the limits, or a
+                setting of the contract is not equal.
         """
         if json is not None and not Path(json).absolute().parent.is_dir():
             raise UserError(f"--json {json}: its folder does not exist.")
+        if record:
+            self.callbacks.append(Recorder(Path(record[0]), ckpt_path, weights_only))  # type: ignore[attr-defined]
+            self.fit(model, datamodule=datamodule)
+            return
+        if contract:
+            self._check_contract(num_prompts, json)
+            return
         checkup = Checkup(repeats, seconds, ckpt_path, weights_only)
         self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         self.fit(model, datamodule=datamodule)
@@ -144,6 +163,15 @@ class AgentTrainer(L.Trainer):
         if json is not None:
             write_text(Path(json), checkup.findings.to_json() + "\n")
         if not checkup.findings.is_healthy:
+            raise SystemExit(1)
+
+    def _check_contract(self, num_prompts: int, json: str | None) -> None:
+        """Run every setting in processes of its own."""
+        found = check(dict(self.options), num_prompts)
+        print(render_contract(found), flush=True)
+        if json is not None:
+            write_text(Path(json), found.to_json() + "\n")
+        if not found.is_kept:
             raise SystemExit(1)
 
     def mine_preferences(
@@ -196,6 +224,11 @@ class AgentRLCLI(LightningCLI):
         commands = {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
         return commands | {name: {"model", "datamodule"} for name in OWN_SUBCOMMANDS}
 
+    def before_doctor(self) -> None:
+        """The contract makes other runs of the configuration."""
+        assert isinstance(self.trainer, AgentTrainer)
+        self.trainer.options = self._dumped()
+
     def before_mine_preferences(self) -> None:
         """What was asked for decides whether a stopped run may go on."""
         assert isinstance(self.trainer, AgentTrainer)
@@ -228,8 +261,10 @@ class AgentRLCLI(LightningCLI):
 
     def _shrink(self, config: Namespace) -> None:
         """Leave of the run what the doctor looks at; the folder that it may write to disappears with this object."""
-        self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
         self.save_config_callback = None
+        if config.record:
+            return  # cut down already, but for the ranks
+        self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
         for change in shrink(config, config.num_prompts, self._folder.name):
             print(f"for the doctor: {change}")
 
@@ -309,7 +344,7 @@ def run(args: list[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own; last, so that no installed package is shadowed
     with stop_on_sigterm():
-        AgentRLCLI(
+        cli = AgentRLCLI(
             LanguageModule,
             L.LightningDataModule,
             save_config_callback=SaveConfig,
@@ -331,3 +366,8 @@ def run(args: list[str]) -> None:
             parser_kwargs={"parser_mode": "omegaconf+", "version": __version__},
             args=[args[0].replace("-", "_"), *args[1:]],  # a subcommand is a method of the trainer
         )
+    recorded = cli.config[cli.subcommand].get("record") or []
+    del cli  # its model and its rows
+    gc.collect()
+    if len(recorded) > 1:
+        run(command(recorded[1:]))
