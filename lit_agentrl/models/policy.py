@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from lit_agentrl.models.vision_families import has_vision
 from lit_agentrl.models.vision_parts import Vision, adapter_targets, freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +34,7 @@ __all__ = [
     "Lora",
     "Quantize",
     "Vision",
+    "blank_policy",
     "check_tokenizer",
     "export",
     "load_policy",
@@ -153,13 +155,41 @@ def load_policy(
         load_trained_parts(lm, source.adapter)
     elif lora is not None:
         policy = _add_lora(lm, lora, pretrained, states)
-    freeze(lm, states)
-    if gradient_checkpointing:
-        recompute_activations(lm)
-    for module in policy.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # an adapter from elsewhere may bring one
-    return policy.eval()
+    return _made_ready(policy, lm, states, gradient_checkpointing)
+
+
+def blank_policy(
+    config: PreTrainedConfig,
+    *,
+    dtype: DType = "float32",
+    attention: Attention = "sdpa",
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+    vision: Vision | None = None,
+    replace: Callable[[PreTrainedModel], None] | None = None,
+) -> PreTrainedModel | PeftModel:
+    """What `load_policy` would give for a model of this configuration, with weights that hold nothing (`meta`).
+
+    Args:
+        config: The model's.
+        dtype: As for `load_policy`, like all that follow.
+        attention: The implementation that transformers runs.
+        lora: An adapter.
+        gradient_checkpointing: Whether layers recompute their activations.
+        vision: Which parts are trained.
+        replace: Called with the model before it gets an adapter.
+    """
+    config = copy.deepcopy(config)
+    _remove_dropout(config)
+    states = (vision or Vision()).states(lora is not None)
+    with torch.device("meta"):
+        lm: PreTrainedModel = _auto_class(config).from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+        if replace is not None:
+            replace(lm)
+        policy = lm if lora is None else _add_lora(lm, lora, "", states)
+    return _made_ready(policy, lm, states, gradient_checkpointing)
 
 
 def max_context(lm: PreTrainedModel | PeftModel) -> int | None:
@@ -190,11 +220,29 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
         )
 
 
+def _made_ready(
+    policy: Policy, lm: PreTrainedModel, states: dict[Part, State], gradient_checkpointing: bool
+) -> PreTrainedModel | PeftModel:
+    """The policy with its parts frozen or trained, without dropout, in `eval()`."""
+    freeze(lm, states)
+    if gradient_checkpointing:
+        recompute_activations(lm)
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # an adapter from elsewhere may bring one
+    return policy.eval()
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """What builds the model of this configuration."""
+    return AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
+
+
 def _load_weights(
     pretrained: str, source: Source, config: PreTrainedConfig, dtype: DType, attention: Attention, quantize: Quantize
 ) -> PreTrainedModel:
     _remove_dropout(config)
-    loader: Any = AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
+    loader = _auto_class(config)
     options = {} if quantize == "none" else {"quantization_config": quantization_config(config, dtype, loader)}
     try:
         lm: PreTrainedModel = loader.from_pretrained(
