@@ -45,6 +45,7 @@ from lit_agentrl.callbacks import (
 )
 from lit_agentrl.callbacks.source import RolloutSource
 from lit_agentrl.doctor.checkup import Checkup
+from lit_agentrl.doctor.plan_only import print_plan
 from lit_agentrl.doctor.small_run import shrink
 from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
@@ -116,6 +117,8 @@ class AgentTrainer(L.Trainer):
         repeats: int = 3,
         seconds: float = 120.0,
         json: str | None = None,
+        memory: float | None = None,
+        plan: bool = False,
     ) -> None:
         """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
 
@@ -128,13 +131,18 @@ class AgentTrainer(L.Trainer):
             repeats: Timings of each side.
             seconds: About how long the passes may take; it decides how many rows are measured.
             json: A file for the numbers.
+            memory: GiB of a device, to say what fits in it.
+            plan: Plan the memory from the model's configuration, for a GPU, and end: no weights, no rollout.
 
         Raises:
             SystemExit: With 1 where the shared forward is not the padded one, or ratios are noisy beyond the limits.
         """
         if json is not None and not Path(json).absolute().parent.is_dir():
             raise UserError(f"--json {json}: its folder does not exist.")
-        checkup = Checkup(repeats, seconds, ckpt_path, weights_only)
+        checkup = Checkup(repeats, seconds, ckpt_path, weights_only, memory)
+        if plan:
+            print_plan(model, datamodule, str(self.precision), memory, json)
+            return
         self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         self.fit(model, datamodule=datamodule)
         if checkup.findings is None:
@@ -230,8 +238,10 @@ class AgentRLCLI(LightningCLI):
         """Leave of the run what the doctor looks at; the folder that it may write to disappears with this object."""
         self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
         self.save_config_callback = None
-        for change in shrink(config, config.num_prompts, self._folder.name):
-            print(f"for the doctor: {change}")
+        num_prompts = sys.maxsize if config.plan else config.num_prompts
+        for change in shrink(config, num_prompts, self._folder.name):
+            if not config.plan:
+                print(f"for the doctor: {change}")
 
     def _dumped(self) -> dict[str, Any]:
         config = self.config[self.config.subcommand]
