@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.compiled import compile_layers
-from lit_agentrl.models.policy import Lora, Vision, load_policy
+from lit_agentrl.models.policy import Lora, Policy, Vision, load_policy
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.models.sharding import Sharding, shard
+from lit_agentrl.models.shared_load import SharedLoad
 from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
@@ -32,6 +33,8 @@ class LanguageModule(L.LightningModule):
         vision: Which parts of a vision-language model are trained: vision tower, connector, language model.
         quantize: Hold the frozen weights under an adapter in 4 bits (`nf4`, QLoRA): less memory, more time.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        offload_activations: Keep what the backward pass needs in the CPU's memory meanwhile: less memory of a GPU, more
+            time. With `gradient_checkpointing` it is only the layers' inputs.
         share_prefix: Encode the tokens that rows share once: where it is right and pays (`auto`), wherever it is right
             (`true`), never (`false`).
         compile: Compile the decoder's layers with torch.compile, one graph for rows and trees of any size. The first
@@ -49,6 +52,7 @@ class LanguageModule(L.LightningModule):
         vision: Vision | None = None,
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
+        offload_activations: bool = False,
         share_prefix: Literal["auto"] | bool = "auto",
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -59,6 +63,7 @@ class LanguageModule(L.LightningModule):
         self.dtype_name, self.attention, self.lora = dtype, attention, lora
         self.vision, self.quantize = vision, quantize
         self.gradient_checkpointing, self.share_prefix = gradient_checkpointing, share_prefix
+        self.offload_activations = offload_activations
         self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
@@ -72,7 +77,23 @@ class LanguageModule(L.LightningModule):
         """Load the policy, once."""
         if self.policy is not None:
             return
-        lm = load_policy(
+        sharding = self._sharding()
+        shared = None if sharding is None else SharedLoad(self._load)
+        lm = self._load() if shared is None else shared.lm
+        if self.compiles_layers:
+            compile_layers(lm)
+        if self.share_prefix is False:
+            self.policy = PaddedModel(lm)
+        else:
+            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        if sharding is not None and shared is not None:
+            assert self.device_mesh is not None
+            shard(self.policy, self.device_mesh["data_parallel"], sharding, str(self.trainer.precision))
+            shared.fill(self.policy)
+        self._seeing = seeing_weights(lm)
+
+    def _load(self, empty: bool = False) -> Policy:
+        return load_policy(
             self.pretrained,
             dtype=self.dtype_name,
             attention=self.attention,
@@ -80,25 +101,17 @@ class LanguageModule(L.LightningModule):
             vision=self.vision,
             quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
+            empty=empty,
         )
-        if self.compiles_layers:
-            compile_layers(lm)
-        if self.share_prefix is False:
-            self.policy = PaddedModel(lm)
-        else:
-            self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
-        self._shard(self.policy)
-        self._seeing = seeing_weights(lm)
 
-    def _shard(self, policy: PaddedModel) -> None:
-        """Shard the policy where the strategy asks for it."""
+    def _sharding(self) -> Sharding | None:
+        """How the policy is sharded; None where the strategy does not ask for it."""
         if self._trainer is None or not isinstance(strategy := self._trainer.strategy, ModelParallelStrategy):
-            return
+            return None
         assert self.device_mesh is not None
         if self.device_mesh["tensor_parallel"].size() > 1:
             raise UserError("tensor_parallel_size: only 1 is supported.")
-        sharding = getattr(strategy, "sharding", Sharding())
-        shard(policy, self.device_mesh["data_parallel"], sharding, str(self._trainer.precision))
+        return getattr(strategy, "sharding", Sharding())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Built here, not by the command line, which would do it before the policy exists."""

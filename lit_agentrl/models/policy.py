@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.activations import recompute_activations
@@ -21,12 +21,11 @@ from lit_agentrl.models.vision_parts import Vision, adapter_targets, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from pathlib import Path
 
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from lit_agentrl.models.vision_parts import Part, State
-
-    Policy = PreTrainedModel | PeftModel
 
 __all__ = [
     "Attention",
@@ -42,6 +41,7 @@ __all__ = [
     "max_context",
 ]
 
+Policy = PreTrainedModel | PeftModel
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 
@@ -107,6 +107,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     vision: Vision | None = None,
     quantize: Quantize = "none",
+    empty: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """The model, in `eval()` mode and with every dropout at 0: sampling and training see the same network.
 
@@ -125,6 +126,7 @@ def load_policy(
             on the language model alone.
         quantize: "nf4" holds the language model's frozen layers in 4 bits under an adapter (QLoRA, Dettmers et al.
             2023); vision tower, connector and head stay as they are.
+        empty: Structure alone, on the `meta` device: another rank's weights will fill it.
 
     Raises:
         UserError: The model cannot be found or loaded, or an option does not fit it.
@@ -143,16 +145,15 @@ def load_policy(
         raise UserError(
             f"quantize={quantize!r}: weights of 4 bits cannot be trained. Set `lora`, or quantize to 'none'."
         )
-    lm = _load_weights(pretrained, source, config, dtype, attention, quantize)
+    if empty:
+        lm = _without_weights(config, dtype, attention)
+    else:
+        lm = _load_weights(pretrained, source, config, dtype, attention, quantize)
     if quantize != "none":
         keep_gradients(lm)
     policy: Policy = lm
     if source.adapter is not None:
-        policy = PeftModel.from_pretrained(lm, str(source.adapter), is_trainable=True)
-        loaded = policy.peft_config["default"]
-        assert isinstance(loaded, LoraConfig), "resolve() refuses other adapters"
-        _refuse_tied_targets(lm, loaded.target_modules or [])
-        load_trained_parts(lm, source.adapter)
+        policy = _with_adapter(lm, source.adapter, empty)
     elif lora is not None:
         policy = _add_lora(lm, lora, pretrained, states)
     return _made_ready(policy, lm, states, gradient_checkpointing)
@@ -257,6 +258,32 @@ def _load_weights(
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"pretrained={pretrained!r} cannot be loaded with attention={attention!r}. {error}") from error
     return lm
+
+
+def _without_weights(config: PreTrainedConfig, dtype: DType, attention: Attention) -> PreTrainedModel:
+    _remove_dropout(config)
+    loader: Any = AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        lm: PreTrainedModel = loader.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+        )
+    return lm
+
+
+def _with_adapter(lm: PreTrainedModel, adapter: Path, empty: bool) -> PeftModel:
+    """The model under the adapter of a folder."""
+    if empty:
+        options = LoraConfig.from_pretrained(str(adapter))
+        options.inference_mode = False  # saved adapters say so of themselves
+        policy = get_peft_model(lm, options)
+        assert isinstance(policy, PeftModel)
+        return policy
+    policy = PeftModel.from_pretrained(lm, str(adapter), is_trainable=True)
+    loaded = policy.peft_config["default"]
+    assert isinstance(loaded, LoraConfig), "resolve() refuses other adapters"
+    _refuse_tied_targets(lm, loaded.target_modules or [])
+    load_trained_parts(lm, adapter)
+    return policy
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:
