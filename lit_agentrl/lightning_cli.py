@@ -254,7 +254,7 @@ class AgentRLCLI(LightningCLI):
         """Leave out what reads rollouts where the datamodule collects none."""
         if self.subcommand in ("doctor", "mine_preferences"):
             callbacks = []
-        if not isinstance(self.datamodule, RolloutSource):
+        elif not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
         return super()._instantiate_trainer(config, callbacks)
 

@@ -43,8 +43,8 @@ class Setup:
     quantize: Quantize = "none"
     gradient_checkpointing: bool = False
     offload_activations: bool = False
-    share_prefix: bool = True
-    """Whether a micro-batch is planned and computed by its prefix tree."""
+    share_prefix: Literal["auto"] | bool = "auto"
+    """Whether a micro-batch is planned, and where it pays computed, by its prefix tree."""
     precision: str = "32-true"
     optimizer: MakeOptimizer = torch.optim.AdamW
     reference: Literal["none", "copy", "average"] = "none"
@@ -108,7 +108,7 @@ class MemoryPlan:
     """Keys and values of one token."""
     vocabulary: int
 
-    def peak(self, ranks: Ranks = Ranks()) -> Peak:  # noqa: B008  # frozen
+    def peak(self, ranks: Ranks = Ranks()) -> Peak:
         """The parts on one rank."""
         if ranks.sharded == 1 and not ranks.cpu_offload:
             step, update, host = self.step, max(self.step.activations, self.step.update), self.step.offloaded
@@ -152,11 +152,14 @@ class MemoryPlan:
 
 
 def plan(
-    config: PreTrainedConfig, setup: Setup = Setup(), batch: TrainBatch | None = None  # noqa: B008  # frozen
+    config: PreTrainedConfig,
+    setup: Setup = Setup(),
+    batch: TrainBatch | None = None,
 ) -> MemoryPlan:
     """What training a model of this configuration takes; no weights are loaded.
 
-    A training step is run on tensors that hold nothing, and what it would hold is counted. Keys and values of rollouts are bounded by the engine's limits.
+    A training step is run on tensors that hold nothing, and what it would hold is counted. Keys and values of rollouts
+    are bounded by the engine's limits.
 
     Example::
 
@@ -174,7 +177,7 @@ def plan(
             setup.max_length,
             setup.prompt_tokens,
             setup.group_size,
-            shared=setup.share_prefix,
+            shared=setup.share_prefix is not False,
             vocabulary=text.vocab_size,
         )
     step = _count(config, setup, batch)
@@ -225,7 +228,9 @@ def _blank(config: PreTrainedConfig, setup: Setup) -> PaddedModel:
     if setup.precision.endswith("-true") and (half := HALVES.get(setup.precision.removesuffix("-true"))):
         lm.to(half)  # type: ignore[arg-type]  # Lightning does so, adapters included
     fill(lm)
-    return PrefixGroupedModel(lm, min_reuse=1.0, check=False) if setup.share_prefix else PaddedModel(lm, check=False)
+    if setup.share_prefix is False:
+        return PaddedModel(lm, check=False)
+    return PrefixGroupedModel(lm, min_reuse=None if setup.share_prefix == "auto" else 1.0, check=False)
 
 
 def _itemsize(dtype: str) -> int:

@@ -87,7 +87,7 @@ def try_step(
     plans: Sequence[Sequence[int]],
 ) -> Trial:
     """Predict the largest micro-batch of the measured rows, then run it."""
-    shared = setup.share_prefix
+    shared = setup.share_prefix is not False
     sizes = {tuple(indices): _size(passes.rows, indices, shared=shared) for indices in plans}
     indices = max(sizes, key=lambda each: sizes[each])
     batch = _on_cpu(select(passes.rows, indices))
@@ -145,7 +145,7 @@ def examine_memory(
     trial = try_step(config, setup, passes, policy, plans)
     vocabulary = config.get_text_config().vocab_size
     rows = _on_cpu(passes.rows)
-    batch = filled(rows, setup.max_tokens, shared=setup.share_prefix, vocabulary=vocabulary)
+    batch = filled(rows, setup.max_tokens, shared=setup.share_prefix is not False, vocabulary=vocabulary)
     configured, options = other_ways(config, setup, batch)
     return MemoryFindings(trial, setup.max_tokens, configured.kv_bytes, options, memory)
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from lit_agentrl.doctor.rows import padded_plan, packed_plan, reuse_of, select
+from lit_agentrl.doctor.rows import packed_plan, padded_plan, reuse_of, select
 from lit_agentrl.types import TrainBatch
 
 
-def made_rows(max_tokens: int, length: int, prompt: int, group_size: int, *, shared: bool, vocabulary: int) -> TrainBatch:
+def made_rows(
+    max_tokens: int, length: int, prompt: int, group_size: int, *, shared: bool, vocabulary: int
+) -> TrainBatch:
     """Groups of the longest rows, as many as a micro-batch holds: one prompt each, and answers that differ.
 
     Args:

@@ -69,7 +69,7 @@ def setup_of(
         quantize=module.quantize,
         gradient_checkpointing=module.gradient_checkpointing,
         offload_activations=module.offload_activations,
-        share_prefix=module.share_prefix is not False if module.policy is None else module.shares_prefixes,
+        share_prefix=module.share_prefix if module.policy is None or module.shares_prefixes else False,
         precision=precision,
         optimizer=module.optimizer,
         reference=REFERENCES.get(mode, "none"),
@@ -97,5 +97,3 @@ def _saved(folder: str) -> Lora:
     options = LoraConfig.from_pretrained(folder)
     targets = options.target_modules
     return Lora(options.r, options.lora_alpha, targets=targets if isinstance(targets, str) else sorted(targets or ()))
-
-

@@ -15,7 +15,9 @@ def memory_lines(found: MemoryFindings) -> list[str]:
         f"   CPU{room}"
     )
     lines += [_option(option, found.memory) for option in found.options]
-    lines.append(f"  rollout and keys/values are at most that: {found.kv_bytes / 1024:.0f} KiB a token; peak holds them")
+    lines.append(
+        f"  rollout and keys/values are at most that: {found.kv_bytes / 1024:.0f} KiB a token; peak holds them"
+    )
     return lines
 
 

@@ -18,7 +18,14 @@ def render(findings: Findings) -> str:
         f"{findings.model}, {findings.precision}, on {findings.device}",
         f"rows: {findings.data}; measured: {findings.measured.num_rows} of {findings.collected.num_rows}",
     ]
-    sections = [_equality(findings), _reuse(findings), _cost(findings), _noise(findings), _advice(findings), _memory(findings)]
+    sections = [
+        _equality(findings),
+        _reuse(findings),
+        _cost(findings),
+        _noise(findings),
+        _advice(findings),
+        _memory(findings),
+    ]
     verdict = "healthy" if findings.is_healthy else "not healthy: see `look here` above"
     return "\n".join([*head, *("\n" + "\n".join(section) for section in sections), "", verdict])
 

@@ -181,12 +181,9 @@ def blank_policy(
         replace: Called with the model before it gets an adapter.
     """
     config = copy.deepcopy(config)
-    _remove_dropout(config)
     states = (vision or Vision()).states(lora is not None)
+    lm = _without_weights(config, dtype, attention)
     with torch.device("meta"):
-        lm: PreTrainedModel = _auto_class(config).from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation=attention
-        )
         if replace is not None:
             replace(lm)
         policy = lm if lora is None else _add_lora(lm, lora, "", states)
@@ -234,16 +231,11 @@ def _made_ready(
     return policy.eval()
 
 
-def _auto_class(config: PreTrainedConfig) -> Any:
-    """What builds the model of this configuration."""
-    return AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
-
-
 def _load_weights(
     pretrained: str, source: Source, config: PreTrainedConfig, dtype: DType, attention: Attention, quantize: Quantize
 ) -> PreTrainedModel:
     _remove_dropout(config)
-    loader = _auto_class(config)
+    loader: Any = AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
     options = {} if quantize == "none" else {"quantization_config": quantization_config(config, dtype, loader)}
     try:
         lm: PreTrainedModel = loader.from_pretrained(
