@@ -86,6 +86,7 @@ class LanguageModule(L.LightningModule):
             self.policy = PaddedModel(lm)
         else:
             self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        self.policy.offload_activations = self.offload_activations
         if sharding is not None and shared is not None:
             assert self.device_mesh is not None
             shard(self.policy, self.device_mesh["data_parallel"], sharding, str(self.trainer.precision))
