@@ -3,6 +3,7 @@
 import gc
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lit_agentrl.cli import main
 from lit_agentrl.doctor import rows
 from lit_agentrl.doctor.memory import GIB, peak_bytes
 from lit_agentrl.doctor.passes import Passes
-from lit_agentrl.doctor.plan import Peak, Ranks, Rollouts, Setup, kv_bytes, plan
+from lit_agentrl.doctor.plan import MemoryPlan, Peak, Ranks, Rollouts, Setup, kv_bytes, plan
 from lit_agentrl.doctor.plan_measure import measured_step, weight_bytes
 from lit_agentrl.doctor.plan_policy import quantized_bytes
 from lit_agentrl.doctor.plan_report import Option, Trial, planned_memory
@@ -237,8 +238,6 @@ def test_gathered_layers_are_added() -> None:
     """The root and its gradient, three layers in flight and the gradients of two."""
     layers = Layers(largest=10, largest_trained=10, root=100, root_trained=100)
     step = StepBytes(200, 0, 200, 400, 1000, 0, 0, layers)
-    from lit_agentrl.doctor.plan import MemoryPlan
-
     found = MemoryPlan(Setup(rollouts=None), step, step, 0, 10)
     assert found.peak(Ranks(4)) == Peak(200, 0, 0, 1000 + 200 + 50, 0, 0, 0)
 
@@ -296,8 +295,8 @@ def test_options_are_those_that_are_left(tiny_lm: str) -> None:
     assert full[0] == "as configured"
     assert "gradient_checkpointing, lora (r 16)" in full
     assert "FSDP2 over 8" in full
-    bits = Setup(max_tokens=256, max_length=64, prompt_tokens=32, lora=Lora(), quantize="nf4")
-    assert [o.name for o in planned_memory(config, bits, None).options] == ["as configured", "gradient_checkpointing"]
+    bits = replace(small, lora=Lora(), quantize="nf4")
+    assert [option.name for option in planned_memory(config, bits, None).options] == ["as configured", "gradient_checkpointing"]
 
 
 def folder_without_weights(path: Path) -> str:
