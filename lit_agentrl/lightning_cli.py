@@ -51,6 +51,7 @@ from lit_agentrl.doctor.contract.processes import command
 from lit_agentrl.doctor.contract.recorder import Recorder
 from lit_agentrl.doctor.contract.run import check
 from lit_agentrl.doctor.contract.text import render as render_contract
+from lit_agentrl.doctor.plan_only import print_plan
 from lit_agentrl.doctor.small_run import shrink
 from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
@@ -124,6 +125,8 @@ class AgentTrainer(L.Trainer):
         json: str | None = None,
         contract: bool = False,
         record: list[str] | None = None,
+        memory: float | None = None,
+        plan: bool = False,
     ) -> None:
         """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
 
@@ -140,6 +143,8 @@ class AgentTrainer(L.Trainer):
                 of any size, packed or padded, with gradient checkpointing, under DDP and FSDP2, on 1 and 2 ranks.
             record: A folder for the facts of one such step, as configured; `contract` runs these. Of more folders each
                 following one is read for its `config.yaml`, and gets the facts of that step.
+            memory: GiB of a device, to say what fits in it.
+            plan: Plan the memory from the model's configuration, for a GPU, and end: no weights, no rollout.
 
         Raises:
             SystemExit: With 1 where the shared forward is not the padded one, ratios are noisy beyond the limits, or a
@@ -154,7 +159,10 @@ class AgentTrainer(L.Trainer):
         if contract:
             self._check_contract(num_prompts, json)
             return
-        checkup = Checkup(repeats, seconds, ckpt_path, weights_only)
+        if plan:
+            print_plan(model, datamodule, str(self.precision), memory, json)
+            return
+        checkup = Checkup(repeats, seconds, ckpt_path, weights_only, memory)
         self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         self.fit(model, datamodule=datamodule)
         if checkup.findings is None:
@@ -265,8 +273,10 @@ class AgentRLCLI(LightningCLI):
         if config.record:
             return  # cut down already, but for the ranks
         self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
-        for change in shrink(config, config.num_prompts, self._folder.name):
-            print(f"for the doctor: {change}")
+        num_prompts = sys.maxsize if config.plan else config.num_prompts
+        for change in shrink(config, num_prompts, self._folder.name):
+            if not config.plan:
+                print(f"for the doctor: {change}")
 
     def _dumped(self) -> dict[str, Any]:
         config = self.config[self.config.subcommand]
@@ -279,7 +289,7 @@ class AgentRLCLI(LightningCLI):
         """Leave out what reads rollouts where the datamodule collects none."""
         if self.subcommand in ("doctor", "mine_preferences"):
             callbacks = []
-        if not isinstance(self.datamodule, RolloutSource):
+        elif not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
         return super()._instantiate_trainer(config, callbacks)
 

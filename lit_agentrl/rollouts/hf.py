@@ -94,6 +94,7 @@ class HFEngine(Engine):
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.max_prefill_tokens = max_prefill_tokens
+        self.max_cached_tokens = max_cached_tokens
         self.seed = seed
         self._weights = SampledWeights("HFEngine", own_weights)
         self._num_calls = 0
