@@ -10,6 +10,7 @@ from lit_agentrl.callbacks.export import HFExport
 from lit_agentrl.callbacks.guard import NonFiniteGuard
 from lit_agentrl.callbacks.interrupt import stop_on_sigterm
 from lit_agentrl.callbacks.progress import IterationProgress
+from lit_agentrl.callbacks.ranks import RankLostError, RankWatch
 from lit_agentrl.callbacks.throughput import Throughput
 from lit_agentrl.callbacks.transcripts import Transcripts
 
@@ -22,6 +23,8 @@ __all__ = [
     "IterationCheckpoint",
     "IterationProgress",
     "NonFiniteGuard",
+    "RankLostError",
+    "RankWatch",
     "Throughput",
     "Transcripts",
     "UpdateClock",

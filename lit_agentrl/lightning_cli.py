@@ -38,6 +38,7 @@ from lit_agentrl.callbacks import (
     IterationCheckpoint,
     IterationProgress,
     NonFiniteGuard,
+    RankWatch,
     Throughput,
     Transcripts,
     UpdateClock,
@@ -246,6 +247,8 @@ class AgentRLCLI(LightningCLI):
             callbacks = []
         if not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
+        if not any(isinstance(callback, RankWatch) for callback in config.get("callbacks") or []):
+            callbacks = [RankWatch(), *callbacks]
         return super()._instantiate_trainer(config, callbacks)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
