@@ -45,7 +45,7 @@ class IdleGuard(Callback):
             )
         if trainer.is_global_zero:
             print(
-                f"This run was finished: {self._num_saved} iterations are saved, and no more were asked for, so nothing "
-                "was trained. To go on raise --trainer.max_epochs, or the budget.",
+                f"This run was finished: {self._num_saved} iterations are saved, and no more were asked for, so "
+                "nothing was trained. To go on raise --trainer.max_epochs, or the budget.",
                 flush=True,
             )

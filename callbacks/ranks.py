@@ -128,7 +128,7 @@ class RankWatch(Callback):
         if number == signal.SIGTERM:
             self._send(signal.SIGTERM)
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, signum: int, _: FrameType) -> None:
         """Where the main thread learns from `Watch` what it should end for; otherwise other handlers decide."""
         if self._watch is not None and self._watch.reason:
             raise RankLostError(self._watch.reason)

@@ -8,10 +8,11 @@ import logging
 import os
 from pathlib import Path
 
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_agentrl.files import DiskFullError, room_for, write_text
 
@@ -28,13 +29,12 @@ class RunLog(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> _ExperimentWriter:
         """What writes the file; it is made when it is first asked for."""
         if self._experiment is None:
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
-        writer: ExperimentWriter = self._experiment
-        return writer
+        return self._experiment
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

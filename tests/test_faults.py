@@ -1,4 +1,4 @@
-"""Real processes that are killed, told to end, or run out of disk: they end soon, say how to go on, and nothing is lost.
+"""Real processes of a run that are killed or told to end: all end soon, say how to go on, and nothing is lost.
 
 The faults of one strategy hit one run after the other, each resumed from what the one before left: a start of two
 processes costs seconds, and a run has to bear several faults in a row anyway.
@@ -52,8 +52,7 @@ def test_two_ranks_killed_and_told_to_end(tiny_lm, tmp_path, runs, name, strateg
     run = runs(options(tiny_lm, whole, *more))
     assert run.end(within=300)[0] == 0, run.output
 
-    saved = 0
-    for (moment, rank), (target, sent) in FAULTS[name]:
+    for saved, ((moment, rank), (target, sent)) in enumerate(FAULTS[name]):
         label = f"{name}, {moment} of rank {rank}: {sent.name} to {target}"
         resume = ("--ckpt_path", "last") if saved else ()
         fault = f"{moment}:{rank}:{saved}"
@@ -66,13 +65,12 @@ def test_two_ranks_killed_and_told_to_end(tiny_lm, tmp_path, runs, name, strateg
             os.kill(process, sent)
         code, seconds = run.end(within=KILLED if sent is signal.SIGKILL else TOLD)
         print(f"{label}: exit code {code}, {seconds:.1f} s")
-        saved += 1
         expected = CODES.get(sent) or (-9 if target == 0 else None)
         assert code == expected if expected else code > 0, f"{label}: {code}\n{run.output}"
         last = broken / "checkpoints" / "last.ckpt"
         assert run.output.count(f"--ckpt_path {last}") == 1, f"{label}\n{run.output}"
-        assert f"Iteration {saved} of {ITERATIONS} is saved" in run.output, f"{label}\n{run.output}"
-        assert checkpoint(broken)["epoch"] == saved - 1
+        assert f"Iteration {saved + 1} of {ITERATIONS} is saved" in run.output, f"{label}\n{run.output}"
+        assert checkpoint(broken)["epoch"] == saved
         (broken / MARKER).unlink()
 
     run = runs(options(tiny_lm, broken, *more, "--ckpt_path", "last"))

@@ -18,11 +18,15 @@ class Empty(FakeRollouts):
 
 @pytest.mark.parametrize(
     ("limits", "data"),
-    [({"max_epochs": 0}, FakeRollouts), ({"max_steps": 0}, FakeRollouts), ({"limit_train_batches": 0}, FakeRollouts)]
-    + [({}, Empty)],
+    [
+        ({"max_epochs": 0}, FakeRollouts),
+        ({"max_steps": 0}, FakeRollouts),
+        ({"limit_train_batches": 0}, FakeRollouts),
+        ({}, Empty),
+    ],
 )
 def test_a_fit_that_trains_nothing_fails(tmp_path, limits, data):
-    with pytest.raises(UserError, match="Nothing was trained: trainer.max_epochs="):
+    with pytest.raises(UserError, match=r"Nothing was trained: trainer\.max_epochs="):
         trainer(tmp_path, IdleGuard(), **{"max_epochs": 1} | limits).fit(FakeModule(), datamodule=data())
 
 
