@@ -234,9 +234,10 @@ class RolloutDataModule(L.LightningDataModule):
                 f"group_size={self.group_size}: a group-relative advantage needs at least 2 trajectories per prompt. "
                 "Raise --data.group_size, or use an advantage with a fixed reference (binary: sign)."
             )
-        if self.num_prompts < self.trainer.world_size * self.num_updates:
+        _, num_shares = distributed.share()
+        if self.num_prompts < num_shares * self.num_updates:
             raise UserError(
-                f"num_prompts={self.num_prompts} is too few for {self.trainer.world_size} ranks x num_updates="
+                f"num_prompts={self.num_prompts} is too few for {num_shares} ranks x num_updates="
                 f"{self.num_updates}: every rank needs a prompt for every optimiser step."
             )
         tasks = self.environment.tasks("train")
@@ -313,7 +314,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _collect(self, iteration: int) -> tuple[list[TrajectoryGroup], list[TrajectoryGroup], int]:
         """All groups of this rank, those to train on, and the rounds it took; moves the prompt cursor on all ranks."""
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         wanted = len(range(rank, self.num_prompts, size))
         cursor = PromptCursor(self.environment.tasks("train"), self.seed)
         groups: list[TrajectoryGroup] = []
@@ -343,6 +344,7 @@ class RolloutDataModule(L.LightningDataModule):
         wrap: Wrap | None = None,
     ) -> list[TrajectoryGroup]:
         assert self.trainer is not None
+        forward_context = self.trainer.precision_plugin.forward_context
         _, chat, pool = self._parts()
         # Not every model's configuration names the token that its chat template ends a turn with.
         sampling = replace(
@@ -362,13 +364,18 @@ class RolloutDataModule(L.LightningDataModule):
             None if iteration in (EVALUATION, OUTSIDE) else self.budget,
             self.memory,
         )
-        with self.trainer.precision_plugin.forward_context():
-            strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
-            groups = strategy.collect(prompts, group_size, context)
-        score(groups, self.rewards)
-        for group in groups:
-            group.kind = self.environment.kind(group.prompt_id)
-        return groups
+        strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
+
+        def play() -> list[TrajectoryGroup]:
+            with forward_context():
+                groups = strategy.collect(prompts, group_size, context)
+            score(groups, self.rewards)
+            for group in groups:
+                group.kind = self.environment.kind(group.prompt_id)
+            return groups
+
+        # ranks that train on the same rows could sample, or be answered, differently
+        return distributed.from_leader(play)
 
     def _sync(self) -> None:
         policy = self._module().policy
@@ -387,7 +394,7 @@ class RolloutDataModule(L.LightningDataModule):
         tasks = list(self.environment.tasks(split))[:num_tasks]
         if not tasks:
             raise UserError(f"The {split} split has no tasks to evaluate on: check the environment's options.")
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         self._sync()
         mine = [Prompt(tasks[i], i) for i in range(rank, len(tasks), size)]
         groups = self._roll_out(mine, group_size, sampling, EVALUATION)

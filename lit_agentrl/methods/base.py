@@ -135,14 +135,7 @@ class PolicyModule(LanguageModule):
         self.num_step_tokens = batch.num_action_tokens
         loss, sums = self.objective(batch)
         self.log_sums(sums, batch)
-        self.log(
-            "train/loss",
-            loss.detach() / batch.num_updates,
-            on_step=False,
-            on_epoch=True,
-            reduce_fx="sum",
-            sync_dist=True,
-        )
+        self.log_sum("train/loss", loss.detach() / batch.num_updates)
         return self.scaled(loss)
 
     def objective(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
