@@ -8,6 +8,7 @@ import sys
 
 from lit_agentrl import __version__
 from lit_agentrl.errors import UserError
+from lit_agentrl.files import is_disk_full
 
 OVERVIEW = f"""lit-agentrl {__version__}: train LLM and VLM agents with reinforcement learning.
 
@@ -80,6 +81,8 @@ def _user_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, UserError) or type(error).__name__ == "MisconfigurationException":
             return str(error)
+        if isinstance(error, OSError) and is_disk_full(error):
+            return f"{error}: make room for what this run writes, then go on with its last checkpoint."
         error = error.__cause__ or error.__context__
     return None
 

@@ -18,7 +18,6 @@ import transformers
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 # Imported so that classes can be named without their path on the command line.
@@ -36,9 +35,12 @@ from lit_agentrl.callbacks import (
     CollectionMetrics,
     Evaluation,
     HFExport,
+    IdleGuard,
     IterationCheckpoint,
     IterationProgress,
     NonFiniteGuard,
+    RankWatch,
+    RunLog,
     Throughput,
     Transcripts,
     UpdateClock,
@@ -291,6 +293,10 @@ class AgentRLCLI(LightningCLI):
             callbacks = []
         elif not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
+        if self.subcommand == "fit":
+            callbacks = [IdleGuard(), *callbacks]
+        if not any(isinstance(callback, RankWatch) for callback in config.get("callbacks") or []):
+            callbacks = [RankWatch(), *callbacks]
         return super()._instantiate_trainer(config, callbacks)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -300,7 +306,7 @@ class AgentRLCLI(LightningCLI):
             kwargs["logger"] = False  # there is nothing to log
         elif self.subcommand != "doctor" and config.logger in (None, True):
             folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
-            kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
+            kwargs["logger"] = RunLog(config.default_root_dir, name=folder)
         return super().instantiate_trainer(**kwargs)
 
 
@@ -341,7 +347,7 @@ def quiet() -> None:
         "Your `IterableDataset` has `__len__` defined",  # ready batches, no loading workers
         "The .*_dataloader. does not have many workers",
         "It is recommended to use `self.log",  # what is logged is reduced already, or of one rank on purpose
-        "Total length of `list` across ranks is zero",  # no validation inside a fit: Evaluation has its own times
+        "Total length of .* across ranks is zero",  # no validation inside a fit; of training `IdleGuard` says it
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning with torch 2.13
         "`is_gradient_checkpointing` is deprecated",  # peft with Transformers 5.23
     ):
