@@ -181,7 +181,7 @@ class RolloutDataModule(L.LightningDataModule):
         if stage == "fit":
             reload: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # a connector's
             relative = self._module().group_relative
-            check_fit(self, group_relative=relative, num_ranks=self.trainer.world_size, reload=reload)
+            check_fit(self, group_relative=relative, num_ranks=distributed.share()[1], reload=reload)
         if self.host:
             self.host.start()
         self._parts()
@@ -303,6 +303,11 @@ class RolloutDataModule(L.LightningDataModule):
         return iteration + 1 >= (self.trainer.max_epochs or 0) > 0
 
     def _refuse_shared_weights(self) -> None:
+        if self.staleness and distributed.team_size() > 1:
+            raise UserError(
+                f"staleness={self.staleness} with tensor parallelism: ranks of a team wait for one another's rollouts. "
+                "Set --data.staleness 0, or tensor_parallel_size 1."
+            )
         if self.staleness and self.engine.shares_weights:
             raise UserError(
                 f"staleness={self.staleness}: {type(self.engine).__name__} samples from the very weights that are "
@@ -317,7 +322,7 @@ class RolloutDataModule(L.LightningDataModule):
             return self._roll_out(prompts, self.group_size, self.sampling, order.iteration, seat=seat)
 
         cursor = PromptCursor(self.environment.tasks("train"), self.seed)
-        rounds = Rounds(cursor, self.num_prompts, self.max_rounds, *distributed.world())
+        rounds = Rounds(cursor, self.num_prompts, self.max_rounds, *distributed.share())
         return rounds.collect(order, play, self._has_signal)
 
     def _has_signal(self, group: TrajectoryGroup) -> bool:
@@ -356,13 +361,18 @@ class RolloutDataModule(L.LightningDataModule):
             None if iteration in (EVALUATION, OUTSIDE) else self.budget,
             self.memory,
         )
-        with seat.arithmetic():
-            strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
-            groups = strategy.collect(prompts, group_size, context)
-        score(groups, self.rewards)
-        for group in groups:
-            group.kind = self.environment.kind(group.prompt_id)
-        return groups
+        strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
+
+        def play() -> list[TrajectoryGroup]:
+            with seat.arithmetic():
+                groups = strategy.collect(prompts, group_size, context)
+            score(groups, self.rewards)
+            for group in groups:
+                group.kind = self.environment.kind(group.prompt_id)
+            return groups
+
+        # ranks that train on the same rows could sample, or be answered, differently
+        return distributed.from_leader(play)
 
     def _sync(self) -> None:
         """Give the engine the policy's weights, and make sure that it samples from them."""
@@ -390,7 +400,7 @@ class RolloutDataModule(L.LightningDataModule):
         tasks = list(self.environment.tasks(split))[:num_tasks]
         if not tasks:
             raise UserError(f"The {split} split has no tasks to evaluate on: check the environment's options.")
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         self._sync()
         mine = [Prompt(tasks[i], i) for i in range(rank, len(tasks), size)]
         groups = self._roll_out(mine, group_size, sampling, EVALUATION)
@@ -415,8 +425,9 @@ class RolloutDataModule(L.LightningDataModule):
         self._stop()
 
     def teardown(self, stage: str) -> None:
-        """Stop what is being collected, and end the worker processes; another stage starts its own."""
+        """Stop what is being collected, end the worker processes and what the engine holds: a stage starts its own."""
         self._stop()
+        self.engine.close()
         if self.host:
             self.host.close()
 

@@ -146,14 +146,7 @@ class PolicyModule(LanguageModule):
         maxima = {name: sums.pop(name) for name in [name for name in sums if "/max_" in name]}
         self.log_sums(sums, batch)
         self.log_dict(maxima, on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True, batch_size=1)
-        self.log(
-            "train/loss",
-            loss.detach() / batch.num_updates,
-            on_step=False,
-            on_epoch=True,
-            reduce_fx="sum",
-            sync_dist=True,
-        )
+        self.log_sum("train/loss", loss.detach() / batch.num_updates)
         return self.scaled(loss)
 
     def objective(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -60,7 +60,7 @@ def fingerprint(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> 
         else:
             whole = [total + part for total, part in zip(whole, _moments(tensor, dtype), strict=True)]
     if is_sharded:
-        shards = distributed.reduce_floats(shards)
+        shards = distributed.reduce_floats(shards, every_rank=True)
     return Fingerprint(count, whole[0] + shards[0], whole[1] + shards[1])
 
 

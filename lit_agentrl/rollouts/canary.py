@@ -18,7 +18,7 @@ from lit_agentrl.models.fingerprint import distance, policy_fingerprint
 from lit_agentrl.models.shards import device_of, reshard
 from lit_agentrl.rollouts.engine import rollout_seed
 from lit_agentrl.rows import Row, collate
-from lit_agentrl.types import Observation, SamplingParams
+from lit_agentrl.types import Completion, Observation, SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,9 +149,13 @@ class Canary:
         contexts = [chat.opening(Observation(PROMPTS[i % len(PROMPTS)])) for i in range(self.num_prompts)]
         plain = SamplingParams(temperature=sampling.temperature, max_new_tokens=self.max_new_tokens)
         plain = replace(plain, stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()))
-        seeds = [rollout_seed(0, 0, "canary", i, distributed.world()[0]) for i in range(self.num_prompts)]
-        with trainee.precision():
-            completions = engine.generate(contexts, plain, seeds)
+        seeds = [rollout_seed(0, 0, "canary", i, distributed.share()[0]) for i in range(self.num_prompts)]
+
+        def answer() -> list[Completion]:
+            with trainee.precision():
+                return engine.generate(contexts, plain, seeds)
+
+        completions = distributed.from_leader(answer)  # what a team scores together has to be the same
         rows = []
         for context, completion in zip(contexts, completions, strict=True):
             if len(completion.logprobs) != len(completion.token_ids):
