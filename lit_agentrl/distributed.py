@@ -79,11 +79,11 @@ def reduce_integers(values: list[int], how: str = "sum") -> list[int]:
     return [int(value) for value in _reduce(torch.tensor(values, dtype=torch.int64), how)]
 
 
-def reduce_floats(values: list[float], how: str = "sum") -> list[float]:
-    """Element-wise "sum" or "max" over teams, in float64."""
+def reduce_floats(values: list[float], how: str = "sum", *, every_rank: bool = False) -> list[float]:
+    """Element-wise "sum" or "max" over teams, in float64; `every_rank` counts each rank of a team."""
     if world()[1] == 1 or not values:
         return values
-    return [float(value) for value in _reduce(torch.tensor(values, dtype=torch.float64), how)]
+    return [float(value) for value in _reduce(torch.tensor(values, dtype=torch.float64), how, every_rank)]
 
 
 def gather(value: T) -> list[T]:
@@ -96,10 +96,10 @@ def gather(value: T) -> list[T]:
     return gathered[:: team_size()]  # type: ignore[return-value]  # every place was filled
 
 
-def _reduce(values: torch.Tensor, how: str) -> torch.Tensor:
+def _reduce(values: torch.Tensor, how: str, every_rank: bool = False) -> torch.Tensor:
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     values = values.to(device)
-    if how == "sum" and not is_leader():
+    if how == "sum" and not every_rank and not is_leader():
         values.zero_()
     dist.all_reduce(values, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[how])
     return values.cpu()

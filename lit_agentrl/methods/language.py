@@ -34,6 +34,8 @@ class LanguageModule(L.LightningModule):
         vision: Which parts of a vision-language model are trained: vision tower, connector, language model.
         quantize: Hold the frozen weights under an adapter in 4 bits (`nf4`, QLoRA): less memory, more time.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        offload_activations: Keep what the backward pass needs in the CPU's memory meanwhile: less memory of a GPU, more
+            time. With `gradient_checkpointing` it is only the layers' inputs.
         share_prefix: Encode the tokens that rows share once: where it is right and pays (`auto`), wherever it is right
             (`true`), never (`false`).
         compile: Compile the decoder's layers with torch.compile, one graph for rows and trees of any size. The first
@@ -51,6 +53,7 @@ class LanguageModule(L.LightningModule):
         vision: Vision | None = None,
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
+        offload_activations: bool = False,
         share_prefix: Literal["auto"] | bool = "auto",
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -61,6 +64,7 @@ class LanguageModule(L.LightningModule):
         self.dtype_name, self.attention, self.lora = dtype, attention, lora
         self.vision, self.quantize = vision, quantize
         self.gradient_checkpointing, self.share_prefix = gradient_checkpointing, share_prefix
+        self.offload_activations = offload_activations
         self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
@@ -84,6 +88,7 @@ class LanguageModule(L.LightningModule):
             self.policy = PaddedModel(lm)
         else:
             self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        self.policy.offload_activations = self.offload_activations
         if sharding is not None and shared is not None:
             assert self.device_mesh is not None
             replicas, team = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
@@ -155,6 +160,14 @@ class LanguageModule(L.LightningModule):
             vision=batch.vision,
         )
         return scores
+
+    def logprobs_of(self, batch: TrainBatch) -> Tensor:
+        """`score` of a batch on the CPU, without gradients and in the trainer's arithmetic: [B, L] float32 on the CPU.
+
+        Of a sharded policy every rank calls it.
+        """
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return self.score(self.transfer_batch_to_device(batch, self.device, 0)).logprobs.float().cpu()
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks (over their teams).

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from lit_agentrl.models.lm_parts import (
     logits_of,
     require_causal,
 )
+from lit_agentrl.models.offload import OffloadActivations
 from lit_agentrl.models.prefix_tree import PackedTree
 from lit_agentrl.models.self_check import check_head, why_sharing_is_wrong
 from lit_agentrl.models.token_logprobs import token_logprobs
@@ -79,6 +81,8 @@ class PaddedModel(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         """What a sharded policy's layers are gathered in; None: as the weights are held."""
         self._seeing: list[tuple[nn.Module, str]] | None = None  # trained weights that only rows with images need
+        self.offload_activations = False
+        """Whether what the backward pass needs is kept in the CPU's memory."""
 
     def forward(
         self,
@@ -110,7 +114,8 @@ class PaddedModel(nn.Module):
             self.run_check()
         wanted = _wanted(token_ids, lengths, targets)
         images = None if vision is None or not any(vision.shown) else VisionForward(self.lm, vision, token_ids, lengths)
-        scores = self._score(token_ids, lengths, wanted, temperature, entropy, images)
+        with OffloadActivations(self.lm) if self.offload_activations and torch.is_grad_enabled() else nullcontext():
+            scores = self._score(token_ids, lengths, wanted, temperature, entropy, images)
         if torch.is_grad_enabled() and (nothing := self._nothing()) is not None:
             scores.logprobs = scores.logprobs + nothing
         return scores
