@@ -18,7 +18,6 @@ import transformers
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 # Imported so that classes can be named without their path on the command line.
@@ -36,9 +35,12 @@ from lit_agentrl.callbacks import (
     CollectionMetrics,
     Evaluation,
     HFExport,
+    IdleGuard,
     IterationCheckpoint,
     IterationProgress,
     NonFiniteGuard,
+    RankWatch,
+    RunLog,
     Throughput,
     Transcripts,
     UpdateClock,
@@ -51,6 +53,7 @@ from lit_agentrl.doctor.contract.processes import command
 from lit_agentrl.doctor.contract.recorder import Recorder
 from lit_agentrl.doctor.contract.run import check
 from lit_agentrl.doctor.contract.text import render as render_contract
+from lit_agentrl.doctor.plan_only import print_plan
 from lit_agentrl.doctor.small_run import shrink
 from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
@@ -124,6 +127,8 @@ class AgentTrainer(L.Trainer):
         json: str | None = None,
         contract: bool = False,
         record: list[str] | None = None,
+        memory: float | None = None,
+        plan: bool = False,
     ) -> None:
         """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
 
@@ -140,6 +145,8 @@ class AgentTrainer(L.Trainer):
                 of any size, packed or padded, with gradient checkpointing, under DDP and FSDP2, on 1 and 2 ranks.
             record: A folder for the facts of one such step, as configured; `contract` runs these. Of more folders each
                 following one is read for its `config.yaml`, and gets the facts of that step.
+            memory: GiB of a device, to say what fits in it.
+            plan: Plan the memory from the model's configuration, for a GPU, and end: no weights, no rollout.
 
         Raises:
             SystemExit: With 1 where the shared forward is not the padded one, ratios are noisy beyond the limits, or a
@@ -154,7 +161,10 @@ class AgentTrainer(L.Trainer):
         if contract:
             self._check_contract(num_prompts, json)
             return
-        checkup = Checkup(repeats, seconds, ckpt_path, weights_only)
+        if plan:
+            print_plan(model, datamodule, str(self.precision), memory, json)
+            return
+        checkup = Checkup(repeats, seconds, ckpt_path, weights_only, memory)
         self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         self.fit(model, datamodule=datamodule)
         if checkup.findings is None:
@@ -265,8 +275,10 @@ class AgentRLCLI(LightningCLI):
         if config.record:
             return  # cut down already, but for the ranks
         self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
-        for change in shrink(config, config.num_prompts, self._folder.name):
-            print(f"for the doctor: {change}")
+        num_prompts = sys.maxsize if config.plan else config.num_prompts
+        for change in shrink(config, num_prompts, self._folder.name):
+            if not config.plan:
+                print(f"for the doctor: {change}")
 
     def _dumped(self) -> dict[str, Any]:
         config = self.config[self.config.subcommand]
@@ -279,8 +291,12 @@ class AgentRLCLI(LightningCLI):
         """Leave out what reads rollouts where the datamodule collects none."""
         if self.subcommand in ("doctor", "mine_preferences"):
             callbacks = []
-        if not isinstance(self.datamodule, RolloutSource):
+        elif not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
+        if self.subcommand == "fit":
+            callbacks = [IdleGuard(), *callbacks]
+        if not any(isinstance(callback, RankWatch) for callback in config.get("callbacks") or []):
+            callbacks = [RankWatch(), *callbacks]
         return super()._instantiate_trainer(config, callbacks)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -290,7 +306,7 @@ class AgentRLCLI(LightningCLI):
             kwargs["logger"] = False  # there is nothing to log
         elif self.subcommand != "doctor" and config.logger in (None, True):
             folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
-            kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
+            kwargs["logger"] = RunLog(config.default_root_dir, name=folder)
         return super().instantiate_trainer(**kwargs)
 
 
@@ -331,7 +347,7 @@ def quiet() -> None:
         "Your `IterableDataset` has `__len__` defined",  # ready batches, no loading workers
         "The .*_dataloader. does not have many workers",
         "It is recommended to use `self.log",  # what is logged is reduced already, or of one rank on purpose
-        "Total length of `list` across ranks is zero",  # no validation inside a fit: Evaluation has its own times
+        "Total length of .* across ranks is zero",  # no validation inside a fit; of training `IdleGuard` says it
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning with torch 2.13
         "`is_gradient_checkpointing` is deprecated",  # peft with Transformers 5.23
     ):
