@@ -385,7 +385,7 @@ def test_hints_begin_with_the_simplest():
         (Ended(-9, ""), "skipped", "not enough memory"),
         (Ended(1, "torch.OutOfMemoryError: CUDA out of memory"), "skipped", "not enough memory"),
         (Ended(-9, "", is_late=True), "failed", "wait for one another"),
-        (Ended(1, "Traceback\nKeyError: 'x'"), "failed", "exit code 1: KeyError: 'x'"),
+        (Ended(1, "Traceback\nKeyError: 'x'\n[rank0]: RuntimeError: closed"), "failed", "exit code 1: KeyError: 'x'"),
     ],
 )
 def test_runs_that_found_nothing(ended, status, said):
