@@ -49,11 +49,11 @@ class RankWatch(Callback):
     Example:
         ```yaml
         trainer:
-          callbacks: [{class_path: lit_agentrl.callbacks.RankWatch, init_args: {patience: 30}}]
+          callbacks: [{class_path: lit_agentrl.callbacks.RankWatch, init_args: {patience: 60}}]
         ```
     """
 
-    def __init__(self, patience: float = 10.0) -> None:
+    def __init__(self, patience: float = 20.0) -> None:
         if not patience > 0:
             raise UserError(f"RankWatch(patience={patience}): seconds, more than 0.")
         self.patience = patience
@@ -72,6 +72,7 @@ class RankWatch(Callback):
         """Begin to watch; all processes have met by now."""
         if trainer.world_size == 1:
             return
+        self._local_rank = trainer.local_rank  # under SLURM it is in another variable
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and launcher.procs:
             self._ranks = launcher.procs
