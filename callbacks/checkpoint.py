@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
+from lit_agentrl.checkpoints.whole import write_manifest
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import TEMPORARY_SUFFIX, sync_folder
 
@@ -26,6 +28,9 @@ class IterationCheckpoint(ModelCheckpoint):
     `AtomicCheckpointIO` it is readable at every moment: `iteration_<epoch>.ckpt` is written, its predecessor deleted,
     and `last.ckpt`, a hard link (Lightning would write everything a second time), is replaced in one rename.
 
+    Of a sharded policy (`save_distributed_checkpoint: true`) a checkpoint is a folder with a file from each rank. It is
+    written as `<name>.tmp` and renamed when all ranks are done, and `last.ckpt` is a link to the newest.
+
     Changed against `ModelCheckpoint`: `last.ckpt` is also renewed in iterations that are not among the best of
     `monitor`, and after the last iteration whatever the schedule.
 
@@ -35,6 +40,8 @@ class IterationCheckpoint(ModelCheckpoint):
         monitor: A metric to keep the best files by, such as "eval/success"; None keeps the newest.
         mode: Whether a larger or a smaller `monitor` is better.
         save_top_k: Numbered files to keep: 0, 1 or -1 (all) without `monitor`.
+        keep: With `save_top_k` 1 and no `monitor`, how many of the newest to keep: an older one to go on from, should
+            the newest be damaged.
         every_n_epochs: Save every so many iterations.
 
     Example:
@@ -52,8 +59,11 @@ class IterationCheckpoint(ModelCheckpoint):
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
         save_top_k: int = 1,
+        keep: int = 2,
         every_n_epochs: int = 1,
     ) -> None:
+        if keep < 1:
+            raise UserError(f"IterationCheckpoint(keep={keep}) must be at least 1.")
         if every_n_epochs < 1:
             raise UserError(f"IterationCheckpoint(every_n_epochs={every_n_epochs}) must be at least 1.")
         super().__init__(
@@ -68,6 +78,8 @@ class IterationCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,  # a metric's "/" would make folders
             enable_version_counter=False,  # a resumed run would leave last.ckpt behind and write last-v1.ckpt
         )
+        self.keep = keep
+        self._older: list[str] = []  # files that newer ones have replaced, still there, the oldest first
         self._num_saved = 0  # iterations that the newest checkpoint holds
         self._config_paths: list[Path] = []
 
@@ -82,6 +94,15 @@ class IterationCheckpoint(ModelCheckpoint):
         # asked for now: `log_dir` talks to the other ranks, which an exception may have left behind
         folders = [trainer.default_root_dir, *([trainer.log_dir] if trainer.log_dir else [])]
         self._config_paths = [Path(folder) / "config.yaml" for folder in folders]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `ModelCheckpoint` keeps, and the older files."""
+        return super().state_dict() | {"older": self._older}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over `state_dict`."""
+        super().load_state_dict(state_dict)
+        self._older = [path for path in state_dict.get("older", []) if Path(path).parent == Path(str(self.dirpath))]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember how far the resumed run is."""
@@ -118,30 +139,77 @@ class IterationCheckpoint(ModelCheckpoint):
         )
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Save, or link to the file of the same iteration (the hook through which `ModelCheckpoint` writes)."""
+        """Save, or link to what this very step saved (the hook through which `ModelCheckpoint` writes)."""
         if not self._link(trainer, filepath):
-            super()._save_checkpoint(trainer, filepath)
+            if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+                self._save_folder(trainer, Path(filepath))
+            else:
+                super()._save_checkpoint(trainer, filepath)
         self._num_saved = trainer.current_epoch + 1
 
+    def _save_folder(self, trainer: Trainer, path: Path) -> None:
+        """Let all ranks write beside the place, then put the folder there."""
+        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        if trainer.is_global_zero:
+            shutil.rmtree(temporary, ignore_errors=True)
+        trainer.strategy.barrier("IterationCheckpoint")
+        super()._save_checkpoint(trainer, str(temporary))
+        trainer.strategy.barrier("IterationCheckpoint")
+        if trainer.is_global_zero:
+            write_manifest(temporary)
+            _replace_folder(path, temporary)
+        trainer.strategy.barrier("IterationCheckpoint")
+        self._last_checkpoint_saved = str(path)
+
     def _link(self, trainer: Trainer, filepath: str) -> bool:
-        """Make `filepath` a hard link to the file saved in this very step; False, on all ranks, where it cannot be."""
+        """Make `filepath` a link to what was saved in this very step; False, on all ranks, where it cannot be."""
         source = self._last_checkpoint_saved
         if not source or source == filepath or self._last_global_step_saved != trainer.global_step:
             return False
         is_linked = trainer.is_global_zero and _link_atomically(Path(source), Path(filepath))
         return trainer.strategy.broadcast(is_linked)
 
+    def _save_none_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        """Note the newest file as an older one, before the state that is saved in the next."""
+        if self.best_model_path and self.best_model_path not in self._older:
+            self._older.append(self.best_model_path)
+        super()._save_none_monitor_checkpoint(trainer, monitor_candidates)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Delete what a newer file has replaced, or, where the newest are kept, what has become too old."""
+        if self.monitor is not None:
+            super()._remove_checkpoint(trainer, filepath)
+            return
+        while len(self._older) > self.keep - 1:
+            super()._remove_checkpoint(trainer, self._older.pop(0))
+
 
 def _link_atomically(source: Path, target: Path) -> bool:
-    """Replace `target` by a hard link to `source`; False for folders (sharded) and systems without hard links."""
-    if not source.is_file() or target.is_dir():
+    """Replace `target` by a hard link to a file, or a symbolic one to a folder; False on systems without such."""
+    if not source.exists() or (target.is_dir() and not target.is_symlink() and not source.is_dir()):
         return False
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     try:
         temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
+        if source.is_dir():
+            temporary.symlink_to(os.path.relpath(source, target.parent))
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+        else:
+            os.link(source, temporary)
         temporary.replace(target)
     except OSError:
         return False
     sync_folder(target.parent)
     return True
+
+
+def _replace_folder(target: Path, new: Path) -> None:
+    """Put `new` in the place of `target`."""
+    sync_folder(new)
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    elif target.exists():
+        shutil.rmtree(target)
+    new.rename(target)
+    sync_folder(target.parent)

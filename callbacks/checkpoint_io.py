@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +39,8 @@ def remove_stale_files(folder: Path) -> list[Path]:
     """Delete what writers that were killed left in `folder`, and give the paths."""
     stale = sorted(folder.glob(f"*.ckpt{TEMPORARY_SUFFIX}"))
     for path in stale:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return stale

@@ -27,6 +27,7 @@ usage: lit-agentrl COMMAND [options]
   make-lesions        synthetic pictures of skin lesions as files: lit-agentrl make-lesions OUTPUT [--seed 0 ...]
   build-kg            a knowledge graph of skin diseases: lit-agentrl build-kg OUTPUT [--sources notes --text FILE]
   make-vlm            a small vision-language model from packaged parts: lit-agentrl make-vlm [OUTPUT --seed 0 ...]
+  consolidate         a folder of shards as one file to resume from: lit-agentrl consolidate FOLDER OUTPUT.ckpt
   serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
@@ -36,6 +37,7 @@ LIGHTNING_COMMANDS = ("fit", "validate", "test", "evaluate", "doctor", "mine-pre
 OWN_COMMANDS = {
     "pipeline": "lit_agentrl.pipeline",
     "compare": "lit_agentrl.compare",
+    "consolidate": "lit_agentrl.checkpoints.consolidate",
     "serve-retriever": "lit_agentrl.retrieval.serve",
     "make-facts-qa": "lit_agentrl.envs.search.facts.command",
     "make-lesions": "lit_agentrl.envs.dermatology.synthetic_command",

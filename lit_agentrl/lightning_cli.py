@@ -44,6 +44,7 @@ from lit_agentrl.callbacks import (
     stop_on_sigterm,
 )
 from lit_agentrl.callbacks.source import RolloutSource
+from lit_agentrl.checkpoints.choice import checked, refuse_folder
 from lit_agentrl.doctor.checkup import Checkup
 from lit_agentrl.doctor.plan_only import print_plan
 from lit_agentrl.doctor.small_run import shrink
@@ -216,12 +217,11 @@ class AgentRLCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         run = Path(config.trainer.default_root_dir)
         checkpoint = config.get("ckpt_path")
-        if checkpoint == "last":
-            checkpoint = config.ckpt_path = str(run / "checkpoints" / "last.ckpt")
-        if checkpoint and not Path(checkpoint).exists():
-            raise UserError(
-                f"--ckpt_path {checkpoint}: no such file. A run's newest is in its folder at checkpoints/last.ckpt."
-            )
+        if checkpoint:
+            is_last = checkpoint == "last"
+            path = run / "checkpoints" / "last.ckpt" if is_last else Path(checkpoint)
+            checkpoint = config.ckpt_path = str(checked(path, or_older=is_last))
+            refuse_folder(Path(checkpoint), str(config.trainer.strategy))
         if self.config.subcommand == "doctor":
             self._shrink(config)
         if self.config.subcommand != "fit":

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
 
+from lit_agentrl import distributed
+from lit_agentrl.checkpoints.optimizer_names import by_name, by_number
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.sharding import Compute, Sharding
 
@@ -18,7 +29,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     sharding itself. The policy is sharded in `LanguageModule.configure_model`.
 
     Args:
-        tensor_parallel_size: Ranks that share one replica's matrices; the others share its data.
+        tensor_parallel_size: Ranks, of one machine, that split the decoder's matrices among them and train on the same
+            rows; by the plan that transformers has for many language models.
         compute: What layers are gathered and computed in; `auto` follows `trainer.precision` (`bf16-mixed`: bfloat16).
         cpu_offload: Keep weights, gradients and optimiser states in the CPU's memory.
         reshard_after_forward: Free a layer's weights after its forward; false takes memory for less communication.
@@ -67,6 +79,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             raise UserError(f"FSDP2Strategy: tensor_parallel_size={per_replica} does not divide the {size} ranks.")
         self._data_parallel_size = size // per_replica
         super().setup_environment()
+        distributed.set_team(self.device_mesh["tensor_parallel"].get_group() if per_replica > 1 else None)
+
+    def teardown(self) -> None:
+        """Forget which ranks form teams."""
+        distributed.set_team(None)
+        super().teardown()
 
     def model_to_device(self) -> None:
         """Sharding has moved the weights; what is offloaded has to stay where it is."""
@@ -78,3 +96,47 @@ class FSDP2Strategy(ModelParallelStrategy):
             return "cpu:gloo,cuda:nccl"  # norms of offloaded gradients are reduced on the CPU
         backend: str = super()._get_process_group_backend()
         return backend
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimiser's state; in a single file as every other strategy writes it, weights by their number.
+
+        Lightning counts all weights of the model, but an optimiser has those alone that are trained: of an adapter its
+        numbers fit no other strategy.
+        """
+        if self._save_distributed_checkpoint:
+            found: dict[str, Any] = super().optimizer_state(optimizer)
+            return found
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return by_number(get_optimizer_state_dict(self.model, _bare(optimizer), options=options))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Weights and optimiser states go where they belong; the rest is returned."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            rest: dict[str, Any] = super().load_checkpoint(path, weights_only)
+            return rest
+        assert self.model is not None
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            named = by_name(state, names_in(optimizer, self.model))
+            set_optimizer_state_dict(self.model, _bare(optimizer), named, options=options)
+        return checkpoint
+
+
+# so that `--trainer.strategy fsdp2` is enough
+StrategyRegistry.register("fsdp2", FSDP2Strategy, override=True, description="FSDP2 over all ranks")
+
+
+def names_in(optimizer: Optimizer, module: torch.nn.Module) -> list[str]:
+    """The names of the weights that an optimiser moves, in its order."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return [names[parameter] for group in _bare(optimizer).param_groups for parameter in group["params"]]
+
+
+def _bare(optimizer: Any) -> Optimizer:
+    """The optimiser inside of Lightning's wrapper."""
+    inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
+    return inner

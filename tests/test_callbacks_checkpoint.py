@@ -45,10 +45,11 @@ def epoch_of(path):
     return torch.load(path, weights_only=True)["epoch"]
 
 
-def test_keeps_the_newest_iteration_and_last(tmp_path):
-    fit(tmp_path, IterationCheckpoint(), max_epochs=3)
+@pytest.mark.parametrize(("keep", "kept"), [(1, (2,)), (2, (1, 2)), (3, (0, 1, 2))])
+def test_keeps_the_newest_iterations_and_last(tmp_path, keep, kept):
+    fit(tmp_path, IterationCheckpoint(keep=keep), max_epochs=3)
     folder = tmp_path / "checkpoints"
-    assert names(folder) == ["iteration_000002.ckpt", "last.ckpt"]
+    assert names(folder) == [*(f"iteration_00000{number}.ckpt" for number in kept), "last.ckpt"]
     assert (folder / "last.ckpt").samefile(folder / "iteration_000002.ckpt")  # written once
     assert not (folder / "last.ckpt").is_symlink()
     assert epoch_of(folder / "last.ckpt") == 2
@@ -63,7 +64,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
     last = tmp_path / "b" / "checkpoints" / "last.ckpt"
     resumed = fit(tmp_path / "b", IterationCheckpoint(), max_epochs=4, ckpt_path=last)
     assert torch.equal(torch.stack(whole.weights[-4:]), torch.stack(resumed.weights))
-    assert names(last.parent) == ["iteration_000003.ckpt", "last.ckpt"]  # no last-v1, no leftover
+    # no last-v1, no leftover
+    assert names(last.parent) == ["iteration_000002.ckpt", "iteration_000003.ckpt", "last.ckpt"]
 
 
 def test_last_is_renewed_when_the_monitored_metric_is_not_the_best(tmp_path):
@@ -79,10 +81,12 @@ def test_last_is_renewed_when_the_monitored_metric_is_not_the_best(tmp_path):
     assert (epoch_of(folder / "iteration_000000.ckpt"), epoch_of(folder / "last.ckpt")) == (0, 2)
 
 
-@pytest.mark.parametrize(("every", "saved"), [(2, ["iteration_000003.ckpt", "last.ckpt"]), (9, ["last.ckpt"])])
+@pytest.mark.parametrize(
+    ("every", "saved"), [(2, ["iteration_000001.ckpt", "iteration_000003.ckpt", "last.ckpt"]), (9, ["last.ckpt"])]
+)
 def test_the_last_iteration_is_saved_whatever_the_schedule(tmp_path, every, saved):
     fit(tmp_path, IterationCheckpoint(every_n_epochs=every), max_epochs=5)
-    assert names(tmp_path / "checkpoints") == saved
+    assert names(tmp_path / "checkpoints") == [*saved, "last.ckpt"]
     assert epoch_of(tmp_path / "checkpoints" / "last.ckpt") == 4
 
 
@@ -166,15 +170,18 @@ KILLED_WRITERS = """
             os._exit(0)
         print("killed by", os.WTERMSIG(os.wait()[1]))
 """
+
+
+def left(*numbered, last):
+    return {f"iteration_00000{epoch}.ckpt": epoch for epoch in numbered} | {"last.ckpt": last}
+
+
 KILLS = {  # what, in the third iteration, and which files then hold which epoch
-    "half written": (("torch", "save", 3, "half"), {"iteration_000001.ckpt": 1, "last.ckpt": 1}),
-    "before the rename": (("Path", "replace", 5, "before"), {"iteration_000001.ckpt": 1, "last.ckpt": 1}),
-    "after the rename": (
-        ("Path", "replace", 5, "after"),
-        {"iteration_000001.ckpt": 1, "iteration_000002.ckpt": 2, "last.ckpt": 1},
-    ),
-    "linked": (("os", "link", 3, "after"), {"iteration_000002.ckpt": 2, "last.ckpt": 1}),
-    "saved": (("Path", "replace", 6, "after"), {"iteration_000002.ckpt": 2, "last.ckpt": 2}),
+    "half written": (("torch", "save", 3, "half"), left(0, 1, last=1)),
+    "before the rename": (("Path", "replace", 5, "before"), left(0, 1, last=1)),
+    "after the rename": (("Path", "replace", 5, "after"), left(0, 1, 2, last=1)),
+    "linked": (("os", "link", 3, "after"), left(1, 2, last=1)),
+    "saved": (("Path", "replace", 6, "after"), left(1, 2, last=2)),
 }
 
 
@@ -246,9 +253,11 @@ def test_an_evaluation_of_a_checkpoint_is_nothing_to_resume(tmp_path, capfd):
     assert "Resume" not in capfd.readouterr().err
 
 
-def test_refuses_an_interval_below_one():
+def test_refuses_an_interval_below_one_and_to_keep_nothing():
     with pytest.raises(UserError, match="every_n_epochs=0"):
         IterationCheckpoint(every_n_epochs=0)
+    with pytest.raises(UserError, match="keep=0"):
+        IterationCheckpoint(keep=0)
 
 
 LONG_COLLECTION = """

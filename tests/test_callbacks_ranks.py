@@ -57,5 +57,9 @@ def test_two_ranks_agree(tmp_path):
         lines = (run / "transcripts" / f"iteration_000001.rank{rank}.jsonl").read_text().splitlines()
         assert [json.loads(line)["prompt_id"] for line in lines] == ["task-1", "task-1"]
     folder = run / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["iteration_000001.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "iteration_000000.ckpt",
+        "iteration_000001.ckpt",
+        "last.ckpt",
+    ]
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 1

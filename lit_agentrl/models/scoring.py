@@ -38,6 +38,7 @@ from lit_agentrl.models.token_logprobs import token_logprobs
 from lit_agentrl.models.vision import VisionInputs
 from lit_agentrl.models.vision_families import why_images_are_unshareable
 from lit_agentrl.models.vision_forward import VisionForward
+from lit_agentrl.models.vision_parts import seeing_weights
 
 Backend = Literal["tree_merge", "dense", "flex"]
 
@@ -81,6 +82,7 @@ class PaddedModel(nn.Module):
         """What a sharded policy's layers are gathered in; None: as the weights are held."""
         self.offload_activations = False
         """Whether what the backward pass needs is kept in the CPU's memory."""
+        self._seeing: list[tuple[nn.Module, str]] | None = None  # trained weights that only rows with images need
 
     def forward(
         self,
@@ -113,7 +115,23 @@ class PaddedModel(nn.Module):
         wanted = _wanted(token_ids, lengths, targets)
         images = None if vision is None or not any(vision.shown) else VisionForward(self.lm, vision, token_ids, lengths)
         with OffloadActivations(self.lm) if self.offload_activations and torch.is_grad_enabled() else nullcontext():
-            return self._score(token_ids, lengths, wanted, temperature, entropy, images)
+            scores = self._score(token_ids, lengths, wanted, temperature, entropy, images)
+        if torch.is_grad_enabled() and (nothing := self._nothing()) is not None:
+            scores.logprobs = scores.logprobs + nothing
+        return scores
+
+    def _nothing(self) -> Tensor | None:
+        """0, with a gradient of 0 for all that sees: None where nothing of that is trained.
+
+        Rows of text, and layers after the one that LLaVA takes, give none. DDP waits for one of each weight, ranks of
+        FSDP2 reduce together what each of them has, and weight decay should not depend on the number of ranks.
+        """
+        if self._seeing is None:
+            self._seeing = seeing_weights(self.lm)  # type: ignore[arg-type]
+        if not self._seeing:
+            return None
+        first = [module.get_parameter(name).flatten()[:1].float() for module, name in self._seeing]
+        return 0.0 * torch.cat(first).sum()
 
     def run_check(self) -> None:
         """Compare with the model's own forward; called before the first use.

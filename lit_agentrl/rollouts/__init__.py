@@ -1,6 +1,7 @@
 """Rollouts: trajectories of a policy in an environment, as chains or as trees, and the engines that generate them."""
 
 from lit_agentrl.rollouts.budget import Budget
+from lit_agentrl.rollouts.canary import Canary
 from lit_agentrl.rollouts.chain import ChainRollout
 from lit_agentrl.rollouts.expansion import (
     Entropy,
@@ -16,6 +17,7 @@ from lit_agentrl.rollouts.tree import TreeRollout
 
 __all__ = [
     "Budget",
+    "Canary",
     "ChainRollout",
     "Entropy",
     "Expansion",

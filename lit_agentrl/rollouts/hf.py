@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.fingerprint import policy_fingerprint
 from lit_agentrl.models.lm_parts import base_lm
 from lit_agentrl.models.replica import Replica
 from lit_agentrl.models.scoring import PaddedModel
@@ -30,11 +31,12 @@ from lit_agentrl.types import Completion, Engine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from lit_agentrl.images import Image, ImageReader
-    from lit_agentrl.types import SamplingParams
+    from lit_agentrl.types import Fingerprint, SamplingParams
 
 
 class HFEngine(Engine):
@@ -100,7 +102,7 @@ class HFEngine(Engine):
         self.seed = seed
         self.own_weights = own_weights
         self._replica: Replica | None = None
-        self._copied_from: nn.Module | None = None
+        self._copied_from: PaddedModel | None = None
         self._num_calls = 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._reader: ImageReader | None = None
@@ -146,6 +148,21 @@ class HFEngine(Engine):
     def shares_weights(self) -> bool:
         """Whether the policy's own tensors are sampled from."""
         return not self.own_weights and self._replica is None
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What a copy is held in; None where it is as the policy's weights are."""
+        return None if self._copied_from is None else self._copied_from.compute_dtype
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Of the weights it samples from, an adapter merged.
+
+        None before the first sync, for quantised weights, and for a copy in another type than the policy's with the
+        adapter beside it: that is not the merged weights in the other type.
+        """
+        if self._lm is None or (self.weights_dtype is not None and isinstance(self._lm, PeftModel)):
+            return None
+        return policy_fingerprint(self._lm)
 
     def _copied(self, policy: nn.Module) -> PreTrainedModel | PeftModel:
         if not isinstance(policy, PaddedModel):
