@@ -296,7 +296,10 @@ def test_options_are_those_that_are_left(tiny_lm: str) -> None:
     assert "gradient_checkpointing, lora (r 16)" in full
     assert "FSDP2 over 8" in full
     bits = replace(small, lora=Lora(), quantize="nf4")
-    assert [option.name for option in planned_memory(config, bits, None).options] == ["as configured", "gradient_checkpointing"]
+    assert [option.name for option in planned_memory(config, bits, None).options] == [
+        "as configured",
+        "gradient_checkpointing",
+    ]
 
 
 def folder_without_weights(path: Path) -> str:
