@@ -425,8 +425,9 @@ class RolloutDataModule(L.LightningDataModule):
         self._stop()
 
     def teardown(self, stage: str) -> None:
-        """Stop what is being collected, and end the worker processes; another stage starts its own."""
+        """Stop what is being collected, end the worker processes and what the engine holds: a stage starts its own."""
         self._stop()
+        self.engine.close()
         if self.host:
             self.host.close()
 

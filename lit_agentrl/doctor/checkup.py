@@ -75,11 +75,8 @@ class Checkup(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the checkpoint's weights, and nothing else of it: a finished run would have no epoch left."""
-        if self.ckpt_path is None:
-            return
-        checkpoint = trainer.strategy.load_checkpoint(self.ckpt_path, weights_only=self.weights_only)
-        pl_module.on_load_checkpoint(checkpoint)
-        trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
+        if self.ckpt_path is not None:
+            take_weights(trainer, pl_module, self.ckpt_path, self.weights_only)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Examine what was collected; the loop ends before its first batch."""
@@ -167,6 +164,13 @@ class Checkup(L.Callback):
         chosen = rows.select(everything, range(count))
         chosen = replace(chosen, num_action_tokens=int(chosen.action_mask.sum()))
         return replace(passes, rows=chosen, deadline=began + self.max_seconds)
+
+
+def take_weights(trainer: L.Trainer, module: L.LightningModule, path: str, weights_only: bool | None) -> None:
+    """Load the weights of a checkpoint, and nothing else of it."""
+    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=weights_only)
+    module.on_load_checkpoint(checkpoint)
+    trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
 
 
 def shared_forward(policy: PaddedModel) -> tuple[PrefixGroupedModel | None, str]:

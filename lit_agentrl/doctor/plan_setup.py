@@ -88,7 +88,7 @@ def _rollouts(data: RollsOut) -> Rollouts | None:
         cached_tokens=min(engine.max_cached_tokens, episodes * data.max_length),
         batch_tokens=min(engine.max_batch_tokens, episodes * data.max_length),
         batch_size=min(engine.max_batch_size, episodes),
-        own_weights=engine.own_weights,
+        own_weights=not engine.shares_weights,
     )
 
 

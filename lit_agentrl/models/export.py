@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lit_agentrl.distributed import world
 from lit_agentrl.errors import UserError
+from lit_agentrl.files import room_for
 from lit_agentrl.models.pretrained import PROCESSOR_FILES, find_file
 from lit_agentrl.models.quantized import is_quantized
 from lit_agentrl.models.shards import gathered, reshard
@@ -58,7 +59,7 @@ def export(
             a model of 4-bit weights in any case.
 
     Raises:
-        UserError: The folder holds something that is no earlier export.
+        UserError: The folder holds something that is no earlier export, or there is no room for this one.
     """
     target = Path(folder).absolute()
     _refuse_foreign(target)
@@ -72,16 +73,17 @@ def export(
         write = _model_writer(lm)
     if world()[0] != 0:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        write(temporary)
-        tokenizer.save_pretrained(temporary)
-        _copy_processor(lm, temporary)
-        temporary.chmod(0o755)  # mkdtemp made it the user's alone
-        _replace(target, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with room_for(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            write(temporary)
+            tokenizer.save_pretrained(temporary)
+            _copy_processor(lm, temporary)
+            temporary.chmod(0o755)  # mkdtemp made it the user's alone
+            _replace(target, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_processor(lm: PreTrainedModel | PeftModel, folder: Path) -> None:

@@ -80,9 +80,9 @@ class PaddedModel(nn.Module):
         self.skeleton: tuple[nn.Module, ...] = ()  # of a sharded policy, for copies; no submodule, hence the tuple
         self.compute_dtype: torch.dtype | None = None
         """What a sharded policy's layers are gathered in; None: as the weights are held."""
+        self._seeing: list[tuple[nn.Module, str]] | None = None  # trained weights that only rows with images need
         self.offload_activations = False
         """Whether what the backward pass needs is kept in the CPU's memory."""
-        self._seeing: list[tuple[nn.Module, str]] | None = None  # trained weights that only rows with images need
 
     def forward(
         self,
