@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.datamodules.module import RolloutModule
 from lit_agentrl.datamodules.prompts import PromptCursor
+from lit_agentrl.datamodules.rank_state import check_suite, rank_states, restore_random, restore_suite
 from lit_agentrl.datamodules.signal import has_signal, without_failures
 from lit_agentrl.datamodules.statistics import (
     budget_metrics,
@@ -136,6 +138,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._batches: list[TrainBatch] = []
         self._collected = -1
         self._position = 0
+        self._resumed: list[dict[str, Any]] = []  # every rank's state in the checkpoint, until the next collection
         self._ready: tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool] | None = None
         self._reader: ImageReader | None = None
 
@@ -223,6 +226,7 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if stage == "fit":
             self._check_fit()
+            check_suite(self.environment, in_processes=self.host is not None)
         if self.host:
             self.host.start()
         self._parts()
@@ -255,9 +259,13 @@ class RolloutDataModule(L.LightningDataModule):
         if iteration >= (self.trainer.max_epochs or 0) > 0:
             return DataLoader(Batches([]), batch_size=None)  # a finished run was resumed: nothing will be trained
         if iteration != self._collected:
+            resumed, self._resumed = self._resumed, []
+            if resumed:  # here, where the saved run went on as well: what a start draws is not in the checkpoint
+                restore_random(resumed, [self.seed, self._position])
             self._collect_iteration(iteration)
             self._collected = iteration
-        return DataLoader(Batches(self._batches), batch_size=None)
+        # A generator of its own: an iterator draws a number, and Lightning makes fewer of them after a resume.
+        return DataLoader(Batches(self._batches), batch_size=None, generator=torch.Generator())
 
     def _collect_iteration(self, iteration: int) -> None:
         assert self.trainer is not None
@@ -422,12 +430,22 @@ class RolloutDataModule(L.LightningDataModule):
         return [0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The prompt cursor and what was spent; sampling needs no state, its randomness is keyed by numbers."""
-        return {"position": self._position, "totals": asdict(self.totals), "total_seconds": self.total_seconds}
+        """The prompt cursor, what was spent, and what each rank has of its own.
+
+        Sampling needs no state, its randomness is keyed by numbers. Called by all ranks, as Lightning does.
+        """
+        return {
+            "position": self._position,
+            "totals": asdict(self.totals),
+            "total_seconds": self.total_seconds,
+            "ranks": rank_states(self.environment),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the next prompts and the budget that is left."""
         self._position = int(state_dict["position"])
+        self._resumed = state_dict.get("ranks", [])
+        restore_suite(self.environment, self._resumed)
         if "totals" not in state_dict:
             log.warning("The checkpoint holds no ledger (it is of an older version): budgets count from here on.")
             return
