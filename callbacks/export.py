@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_agentrl.callbacks.source import policy_lm, tokenizer_of
 from lit_agentrl.errors import UserError
@@ -40,6 +41,15 @@ class HFExport(Callback):
         self.at_end = at_end
         self.merge = merge
         self._is_fit_ended = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a strategy that gives weights away inside of its step alone, before anything is loaded."""
+        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy) and (self.at_end or self.every_n_epochs):
+            raise UserError(
+                "FSDPStrategy (FSDP1): the policy cannot be exported while it is sharded so. Set --export.at_end false "
+                "and --export.every_n_epochs 0 and resume the finished run with one process (--ckpt_path last "
+                "--trainer.strategy auto --trainer.devices 1), which exports it; or use --trainer.strategy fsdp2."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a module or datamodule that cannot be exported before anything is trained."""

@@ -86,8 +86,9 @@ def _token_rates(trainer: Trainer, times: dict[str, float]) -> dict[str, float]:
         return {}
     metrics = datamodule.iteration_metrics
     generated, trained = metrics.get("tokens/generated", 0.0), metrics.get("tokens/trained", 0.0)
+    collecting = metrics.get("time/rollouts", metrics.get("time/collect", 0.0))  # what ran in the background is longer
     return {
-        "tokens/generated_per_second": _rate(generated, metrics.get("time/collect", 0.0)),
+        "tokens/generated_per_second": _rate(generated, collecting),
         "tokens/trained_per_second": _rate(trained, times["time/update"]),
         "tokens/per_second": _rate(generated, times["time/iteration"]),
     }

@@ -15,6 +15,7 @@ from lit_agentrl.callbacks.records import (
     write_records,
 )
 from lit_agentrl.callbacks.source import rollout_source
+from lit_agentrl.distributed import is_leader
 from lit_agentrl.errors import UserError
 
 LOG_FILE_WIDTH = 120  # columns where the output is no terminal; rich would fall back to 80
@@ -62,7 +63,7 @@ class Transcripts(Callback):
         if not is_written and not is_shown:
             return
         records = group_records(rollout_source(trainer, type(self).__name__).groups)
-        if is_written:
+        if is_written and is_leader():
             self._write(trainer, epoch, records)
         if is_shown:
             show_transcripts(sample_records(records, self.show))

@@ -148,7 +148,7 @@ class ConversationDataModule(L.LightningDataModule):
         assert self.trainer is not None
         epoch = finished_epochs(self.trainer)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows)).tolist()
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         updates = [
             self._share(order[i : i + self.batch_size], rank, size) for i in range(0, len(order), self.batch_size)
         ]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor
 
+from lit_agentrl.models.scoring import PaddedModel
 from lit_agentrl.types import Advantages, Credit, TrainBatch, Trajectory, TrajectoryGroup
 
 
 class RolloutModule(Protocol):
     """What the datamodule needs of the module it collects for."""
 
-    policy: nn.Module | None
+    policy: PaddedModel | None
     group_relative: bool
     credit: Credit
     advantage_sums: dict[str, tuple[float, float]]
@@ -33,6 +34,10 @@ class RolloutModule(Protocol):
 
     def trains_on(self, trajectory: Trajectory, advantages: list[float]) -> bool:
         """Whether a trajectory enters the loss."""
+        ...
+
+    def logprobs_of(self, batch: TrainBatch) -> Tensor:
+        """The trainer's own log-probabilities [B, L] of a batch on the CPU, as it computes them; no gradients."""
         ...
 
     def prepare(self, batches: Sequence[TrainBatch]) -> None:

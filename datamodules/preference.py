@@ -159,7 +159,7 @@ class PreferenceDataModule(L.LightningDataModule):
             pair[2:] = [corrupted(pair[0], np.random.default_rng([self.seed, number, i]), self.crop)]
 
     def _step(self, chosen: Sequence[int], shared: bool) -> _Step:
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         mine = list(chosen[rank::size])
         image_token_id = None if self._reader is None else self._reader.image_token_id
         pairs = [self.pairs[i] for i in mine]

@@ -31,11 +31,12 @@ def rank_states(suite: EnvironmentSuite) -> list[dict[str, Any]]:
     return distributed.gather(own)
 
 
-def check_suite(suite: EnvironmentSuite, *, in_processes: bool) -> None:
+def check_suite(suite: EnvironmentSuite, *, in_processes: bool, is_ahead: bool = False) -> None:
     """Refuse a suite whose state would be lost, before anything is played.
 
     Raises:
-        UserError: It changes in worker processes, or its state could not be loaded again.
+        UserError: It changes in worker processes, or for rollouts ahead of training that a resumed run collects again,
+            or its state could not be loaded again.
     """
     if not isinstance(suite, StatefulSuite):
         return
@@ -43,6 +44,11 @@ def check_suite(suite: EnvironmentSuite, *, in_processes: bool) -> None:
         raise UserError(
             f"{type(suite).__name__} has a state that episodes change, but each worker process has a copy of its own, "
             "which no checkpoint sees. Set --data.workers to threads."
+        )
+    if is_ahead:
+        raise UserError(
+            f"{type(suite).__name__} has a state that episodes change, but rollouts collected ahead are in no "
+            "checkpoint: a resumed run would play them a second time. Set --data.staleness 0."
         )
     if reason := unloadable(suite_state(suite)):
         raise UserError(_refusal(suite, reason))
@@ -52,7 +58,7 @@ def restore_suite(suite: EnvironmentSuite, states: list[dict[str, Any]]) -> None
     """Give this rank's suite its state; on another number of ranks, rank r that of rank r modulo those saved."""
     if not states or not isinstance(suite, StatefulSuite):
         return
-    rank, size = distributed.world()
+    rank, size = distributed.share()
     if size != len(states) and rank == 0:
         lost = f", and those of ranks {size} to {len(states) - 1} are dropped" if size < len(states) else ""
         log.warning(
@@ -68,7 +74,7 @@ def restore_suite(suite: EnvironmentSuite, states: list[dict[str, Any]]) -> None
 
 def restore_random(states: list[dict[str, Any]], seed: list[int]) -> None:
     """Set this rank's global generators; a rank that the saved run did not have seeds its own by `seed` and number."""
-    rank, _ = distributed.world()
+    rank, _ = distributed.share()
     if rank < len(states):
         set_random_state(states[rank]["random"])
         return
@@ -92,7 +98,7 @@ def random_state() -> dict[str, Any]:
         ),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

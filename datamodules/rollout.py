@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_agentrl import distributed
 from lit_agentrl.datamodules.batches import Batches, finished_epochs
+from lit_agentrl.datamodules.collector import Collection, Order, Prefetch, Rounds, Seat
 from lit_agentrl.datamodules.module import RolloutModule
 from lit_agentrl.datamodules.prompts import PromptCursor
 from lit_agentrl.datamodules.rank_state import check_suite, rank_states, restore_random, restore_suite
+from lit_agentrl.datamodules.rollout_checks import check_fit, check_options
 from lit_agentrl.datamodules.signal import has_signal, without_failures
 from lit_agentrl.datamodules.statistics import (
     budget_metrics,
@@ -32,15 +34,15 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.images import ImageReader
 from lit_agentrl.models.image_reader import Resize, load_image_reader
 from lit_agentrl.models.policy import load_tokenizer, max_context
-from lit_agentrl.rewards import Reward, check_rewards, score
+from lit_agentrl.rewards import Reward, score
 from lit_agentrl.rollouts.base import Prompt, RolloutContext, RolloutStrategy
 from lit_agentrl.rollouts.budget import Budget
+from lit_agentrl.rollouts.canary import Canary, Trainee
 from lit_agentrl.rollouts.chain import ChainRollout
 from lit_agentrl.rollouts.chat import Chat, ChatMode
-from lit_agentrl.rollouts.engine import check_stop
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.memory import Memory
-from lit_agentrl.rows import assemble, split_updates, to_rows
+from lit_agentrl.rows import Row, assemble, split_updates, to_rows
 from lit_agentrl.types import (
     Engine,
     Environment,
@@ -86,6 +88,9 @@ class RolloutDataModule(L.LightningDataModule):
         workers: What they are; `auto` is processes for environments that ask for them (`needs_process`).
         step_deadline: Seconds an environment may take for one call before its episode fails.
         resize: How images are resized before the model's own processor; None leaves all to that.
+        staleness: 0 samples from the policy that learns; 1 collects an iteration's rollouts in the background while the
+            one before is trained, with the weights from before that. Needs an engine with weights of its own.
+        canary: Checks after every sync that the engine samples from the policy; None does not.
         seed: Of prompts and sampling.
     """
 
@@ -112,6 +117,8 @@ class RolloutDataModule(L.LightningDataModule):
         workers: Literal["auto", "threads", "processes"] = "auto",
         step_deadline: float = 60.0,
         resize: Resize | None = None,
+        staleness: int = 0,
+        canary: Canary | None = Canary(),  # noqa: B008  # frozen
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -125,9 +132,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.num_updates, self.num_passes, self.max_rounds, self.signal = num_updates, num_passes, max_rounds, signal
         self.memory, self.budget, self.resize = memory, budget, resize
         self.chat_mode, self.num_workers, self.step_deadline, self.seed = chat, num_workers, step_deadline, seed
+        self.staleness, self.canary = staleness, canary
         self.host = self._process_host(workers)
         """The worker processes, where environments run in such."""
-        self._check_arguments()
+        check_options(self)
         self.groups: list[TrajectoryGroup] = []
         """All that the last iteration collected on this rank, what dynamic sampling left out included."""
         self.iteration_metrics: dict[str, float] = {}
@@ -137,59 +145,14 @@ class RolloutDataModule(L.LightningDataModule):
         """Seconds of the run's iterations: collecting and preparing, and updates, which `UpdateClock` adds."""
         self._batches: list[TrainBatch] = []
         self._collected = -1
-        self._position = 0
+        self._position = 0  # the first prompt of the next iteration, the ones collected ahead not counted
+        self._ahead: Prefetch | None = None
+        self._canary_metrics: dict[str, float] = {}
         self._resumed: list[dict[str, Any]] = []  # every rank's state in the checkpoint, until the next collection
         self._ready: tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool] | None = None
         self._reader: ImageReader | None = None
 
-    def _check_arguments(self) -> None:
-        check_rewards(self.rewards)
-        positive = ("num_prompts", "group_size", "max_length", "max_tokens", "num_updates", "num_passes", "max_rounds")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if self.num_updates > self.num_prompts:
-            raise UserError(
-                f"num_updates={self.num_updates} needs at least as many prompts, but num_prompts={self.num_prompts}: a "
-                "group is never torn between two optimiser steps."
-            )
-        if self.sampling.temperature <= 0:
-            raise UserError(
-                f"sampling.temperature={self.sampling.temperature}: training needs a temperature above 0, or all "
-                "trajectories of a group are the same."
-            )
-        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
-            log.warning(
-                "sampling.top_p=%s, top_k=%s: actions are drawn from a truncated distribution, but log-probabilities "
-                "are those of the whole one, so the policy gradient is off by the difference. Prefer a temperature.",
-                self.sampling.top_p,
-                self.sampling.top_k,
-            )
-        if self.budget is not None:
-            self.budget.check_action(self.sampling.max_new_tokens)
-        check_stop(self._stop_strings(self.sampling))
-        if self.chat_mode == "inline" and not (self._stop_strings(self.sampling) or self.sampling.stop_token_ids):
-            log.warning(
-                "chat='inline', but neither the environment nor sampling.stop or sampling.stop_token_ids names what "
-                "interrupts an answer: where the end of turn alone does, observations are user turns, as in append."
-            )
-        if self.memory is not None and self.chat_mode != "rebuild":
-            raise UserError(
-                f"memory with chat={self.chat_mode!r}: turns that are appended hold the history already. Set "
-                "--data.chat to rebuild, or --data.memory to null."
-            )
-        if self.sampling.max_new_tokens >= self.max_length:
-            raise UserError(
-                f"max_length={self.max_length} leaves no room for a prompt beside sampling.max_new_tokens="
-                f"{self.sampling.max_new_tokens}. Raise --data.max_length."
-            )
-        if self.max_tokens < self.max_length:
-            raise UserError(
-                f"max_tokens={self.max_tokens} is below max_length={self.max_length}: the longest row would not fit a "
-                "micro-batch. Raise --data.max_tokens or lower --data.max_length."
-            )
-
-    def _stop_strings(self, sampling: SamplingParams) -> tuple[str, ...]:
+    def stop_strings(self, sampling: SamplingParams) -> tuple[str, ...]:
         """What the user and the environment want actions to end with."""
         return (*sampling.stop, *self.environment.stop_strings)
 
@@ -218,34 +181,14 @@ class RolloutDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check what can be checked before the first rollout."""
         assert self.trainer is not None
-        reload: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # set by a connector
-        if stage == "fit" and reload != 1:
-            raise UserError(
-                "Rollouts are collected anew for every epoch: set --trainer.reload_dataloaders_every_n_epochs to 1 "
-                f"(it is {reload})."
-            )
         if stage == "fit":
-            self._check_fit()
-            check_suite(self.environment, in_processes=self.host is not None)
+            reload: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # a connector's
+            relative = self._module().group_relative
+            check_fit(self, group_relative=relative, num_ranks=distributed.share()[1], reload=reload)
+            check_suite(self.environment, in_processes=self.host is not None, is_ahead=self.staleness > 0)
         if self.host:
             self.host.start()
         self._parts()
-
-    def _check_fit(self) -> None:
-        assert self.trainer is not None
-        if self._module().group_relative and self.group_size < 2:
-            raise UserError(
-                f"group_size={self.group_size}: a group-relative advantage needs at least 2 trajectories per prompt. "
-                "Raise --data.group_size, or use an advantage with a fixed reference (binary: sign)."
-            )
-        if self.num_prompts < self.trainer.world_size * self.num_updates:
-            raise UserError(
-                f"num_prompts={self.num_prompts} is too few for {self.trainer.world_size} ranks x num_updates="
-                f"{self.num_updates}: every rank needs a prompt for every optimiser step."
-            )
-        tasks = self.environment.tasks("train")
-        if not tasks:
-            raise UserError("The train split has no tasks: check the environment's options.")
 
     def _module(self) -> RolloutModule:
         assert self.trainer is not None
@@ -256,7 +199,7 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         # Lightning asks twice for the first epoch after a resume: collect once per iteration.
         iteration = finished_epochs(self.trainer)
-        if iteration >= (self.trainer.max_epochs or 0) > 0:
+        if self._is_last(iteration - 1):
             return DataLoader(Batches([]), batch_size=None)  # a finished run was resumed: nothing will be trained
         if iteration != self._collected:
             resumed, self._resumed = self._resumed, []
@@ -268,21 +211,40 @@ class RolloutDataModule(L.LightningDataModule):
         return DataLoader(Batches(self._batches), batch_size=None, generator=torch.Generator())
 
     def _collect_iteration(self, iteration: int) -> None:
+        """Collect, have it valued, and cut it into batches. Ranks meet in here, and only in here."""
         assert self.trainer is not None
         module = self._module()
         began = time.perf_counter()
-        self._sync()
-        self.groups, trained, rounds = self._collect(iteration)
+        collection = self._collected_for(iteration)
+        self.groups = collection.groups
         if iteration == 0:
             self._refuse_all_failed()
+        if self.staleness and not self._is_last(iteration):
+            self._collect_ahead(iteration + 1, is_synced=collection.order.staleness == 0)
         collected = time.perf_counter()
-        healthy = [without_failures(group) for group in trained]
+        healthy = [without_failures(group) for group in collection.trained]
         advantages = module.batch_advantages(healthy)
         valued = time.perf_counter()
         rows = to_rows(healthy, advantages, module.trains_on, module.credit)
-        updates = split_updates(rows, self.num_updates) * self.num_passes
+        self._assemble(rows)
+        module.prepare(self._batches)
+        # The slowest rank's seconds: the others wait for it.
+        seconds = {
+            "time/collect": collected - began,
+            "time/rollouts": collection.seconds,
+            "time/advantages": valued - collected,
+            "time/prepare": time.perf_counter() - valued,
+        }
+        seconds = dict(zip(seconds, distributed.reduce_floats(list(seconds.values()), "max"), strict=True))
+        self.total_seconds += sum(seconds.values()) - seconds["time/rollouts"]  # waiting for them is in time/collect
+        self.iteration_metrics = self._measured(collection, rows) | seconds
+
+    def _assemble(self, rows: list[list[Row]]) -> None:
+        """The iteration's batches from its rows."""
+        assert self.trainer is not None
+        module = self._module()
         self._batches, per_step = assemble(
-            updates,
+            split_updates(rows, self.num_updates) * self.num_passes,
             self.max_tokens,
             distributed.reduce_integers,
             shared=module.shares_prefixes,
@@ -290,18 +252,18 @@ class RolloutDataModule(L.LightningDataModule):
             sum_weights=None if module.credit == "sum" else distributed.reduce_floats,
             reader=self._reader,
         )
+        for batch in self._batches:
+            batch.sampler_differs = bool(self.staleness) or not self.engine.shares_weights
         self.trainer.accumulate_grad_batches = per_step
-        module.prepare(self._batches)
-        seconds = [collected - began, valued - collected, time.perf_counter() - collected]
-        metrics = iteration_metrics(self.groups, rows, self.rewards, rounds, self._num_leaked())
-        # The slowest rank's seconds: the others wait for it.
-        names = ("time/collect", "time/advantages", "time/prepare")
-        metrics |= (slowest := dict(zip(names, distributed.reduce_floats(seconds, "max"), strict=True)))
-        cost = iteration_cost(self.groups)
+
+    def _measured(self, collection: Collection, rows: list[list[Row]]) -> dict[str, float]:
+        """The iteration's numbers over all ranks but its seconds; adds its cost to the run's."""
+        metrics = iteration_metrics(collection.groups, rows, self.rewards, collection.rounds, self._num_leaked())
+        cost = iteration_cost(collection.groups)
         self.totals += cost
-        self.total_seconds += sum(slowest.values())
-        metrics |= budget_metrics(cost, self.totals) | environment_metrics(self.groups)
-        self.iteration_metrics = metrics | reduced_means(module.advantage_sums)
+        metrics |= budget_metrics(cost, self.totals) | environment_metrics(collection.groups)
+        metrics |= reduced_means(self._module().advantage_sums) | self._canary_metrics
+        return metrics | {"rollout/staleness": float(collection.order.staleness)}
 
     def _refuse_all_failed(self) -> None:
         """Stop where the environment breaks every episode from the start: nothing would be trained, without an end."""
@@ -319,23 +281,57 @@ class RolloutDataModule(L.LightningDataModule):
         """Threads abandoned and processes replaced so far."""
         return self._parts()[2].num_leaked + (self.host.num_replaced if self.host else 0)
 
-    def _collect(self, iteration: int) -> tuple[list[TrajectoryGroup], list[TrajectoryGroup], int]:
-        """All groups of this rank, those to train on, and the rounds it took; moves the prompt cursor on all ranks."""
-        rank, size = distributed.world()
-        wanted = len(range(rank, self.num_prompts, size))
+    def _collected_for(self, iteration: int) -> Collection:
+        """The iteration's rollouts: those collected ahead, or new ones; moves the prompt cursor on all ranks."""
+        if self._ahead is not None and self._ahead.order.iteration == iteration:
+            collection, self._ahead = self._ahead.result(), None
+        else:
+            self._sync()
+            self._refuse_shared_weights()
+            collection = self._collect(Order(iteration, self._position, num_trained=iteration))
+        self._position += distributed.reduce_integers([collection.rounds], "max")[0] * self.num_prompts
+        return collection
+
+    def _collect_ahead(self, iteration: int, *, is_synced: bool) -> None:
+        """Start to collect an iteration's rollouts with the weights that the one before will train."""
+        assert self.trainer is not None
+        if not is_synced:
+            self._sync()
+        order = Order(iteration, self._position, num_trained=iteration - 1)
+        self._ahead = Prefetch(
+            order,
+            lambda seat: self._collect(order, seat),
+            self.engine,
+            self.trainer.precision_plugin,
+            self.trainer.strategy.root_device,
+        )
+
+    def _is_last(self, iteration: int) -> bool:
+        assert self.trainer is not None
+        return iteration + 1 >= (self.trainer.max_epochs or 0) > 0
+
+    def _refuse_shared_weights(self) -> None:
+        if self.staleness and distributed.team_size() > 1:
+            raise UserError(
+                f"staleness={self.staleness} with tensor parallelism: ranks of a team wait for one another's rollouts. "
+                "Set --data.staleness 0, or tensor_parallel_size 1."
+            )
+        if self.staleness and self.engine.shares_weights:
+            raise UserError(
+                f"staleness={self.staleness}: {type(self.engine).__name__} samples from the very weights that are "
+                "trained meanwhile. Give it a copy (--data.engine.own_weights true for HFEngine), use an engine with "
+                "weights of its own (VLLMEngine, VLLMServer), or set --data.staleness 0."
+            )
+
+    def _collect(self, order: Order, seat: Seat | None = None) -> Collection:
+        """This rank's rollouts of an iteration. No rank waits for another in here: it may run in a thread."""
+
+        def play(prompts: Sequence[Prompt]) -> list[TrajectoryGroup]:
+            return self._roll_out(prompts, self.group_size, self.sampling, order.iteration, seat=seat)
+
         cursor = PromptCursor(self.environment.tasks("train"), self.seed)
-        groups: list[TrajectoryGroup] = []
-        trained: list[TrajectoryGroup] = []
-        rounds = 0
-        while rounds < self.max_rounds and len(trained) < wanted:
-            first = self._position + rounds * self.num_prompts + rank
-            prompts = [cursor.at(first + i * size) for i in range(wanted - len(trained))]
-            fresh = self._roll_out(prompts, self.group_size, self.sampling, iteration)
-            groups += fresh
-            trained += fresh if self.max_rounds == 1 else [group for group in fresh if self._has_signal(group)]
-            rounds += 1
-        self._position += distributed.reduce_integers([rounds], "max")[0] * self.num_prompts
-        return groups, trained, rounds
+        rounds = Rounds(cursor, self.num_prompts, self.max_rounds, *distributed.share())
+        return rounds.collect(order, play, self._has_signal)
 
     def _has_signal(self, group: TrajectoryGroup) -> bool:
         if self.signal == "advantage":
@@ -348,18 +344,21 @@ class RolloutDataModule(L.LightningDataModule):
         group_size: int,
         sampling: SamplingParams,
         iteration: int,
+        *,
         wrap: Wrap | None = None,
+        seat: Seat | None = None,
     ) -> list[TrajectoryGroup]:
         assert self.trainer is not None
+        seat = seat or Seat(self.engine, self.trainer.precision_plugin.forward_context)
         _, chat, pool = self._parts()
         # Not every model's configuration names the token that its chat template ends a turn with.
         sampling = replace(
             sampling,
             stop_token_ids=(*sampling.stop_token_ids, chat.end_of_turn_id()),
-            stop=self._stop_strings(sampling),
+            stop=self.stop_strings(sampling),
         )
         context = RolloutContext(
-            self.engine,
+            seat.engine,
             chat,
             pool,
             _wrapped(self.host.make if self.host else self.environment.make, wrap),
@@ -370,23 +369,37 @@ class RolloutDataModule(L.LightningDataModule):
             None if iteration in (EVALUATION, OUTSIDE) else self.budget,
             self.memory,
         )
-        with self.trainer.precision_plugin.forward_context():
-            strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
-            groups = strategy.collect(prompts, group_size, context)
-        score(groups, self.rewards)
-        for group in groups:
-            group.kind = self.environment.kind(group.prompt_id)
-        return groups
+        strategy = self.rollout.evaluation() if iteration == EVALUATION else self.rollout
+
+        def play() -> list[TrajectoryGroup]:
+            with seat.arithmetic():
+                groups = strategy.collect(prompts, group_size, context)
+            score(groups, self.rewards)
+            for group in groups:
+                group.kind = self.environment.kind(group.prompt_id)
+            return groups
+
+        # ranks that train on the same rows could sample, or be answered, differently
+        return distributed.from_leader(play)
 
     def _sync(self) -> None:
-        policy = self._module().policy
+        """Give the engine the policy's weights, and make sure that it samples from them."""
+        assert self.trainer is not None
+        module = self._module()
+        policy = module.policy
         assert policy is not None
         limit = max_context(policy.lm)  # type: ignore[arg-type]
         if limit is not None and self.max_length > limit:
             raise UserError(
                 f"max_length={self.max_length} is beyond the model's {limit} positions. Lower --data.max_length."
             )
+        if self._ahead is not None:
+            self._ahead.wait()  # all of an iteration's rollouts are of one policy
         self.engine.sync(policy)
+        if self.canary is not None and self.canary.is_due(self.engine):
+            chat, arithmetic = self._parts()[1], self.trainer.precision_plugin.forward_context
+            trainee = Trainee(policy, module.logprobs_of, arithmetic)
+            self._canary_metrics = self.canary.check(self.engine, trainee, chat, self.sampling)
 
     def evaluate(
         self, split: Split, *, num_tasks: int | None, group_size: int, sampling: SamplingParams
@@ -395,7 +408,7 @@ class RolloutDataModule(L.LightningDataModule):
         tasks = list(self.environment.tasks(split))[:num_tasks]
         if not tasks:
             raise UserError(f"The {split} split has no tasks to evaluate on: check the environment's options.")
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         self._sync()
         mine = [Prompt(tasks[i], i) for i in range(rank, len(tasks), size)]
         groups = self._roll_out(mine, group_size, sampling, EVALUATION)
@@ -413,12 +426,23 @@ class RolloutDataModule(L.LightningDataModule):
             wrap: What to play in the place of every task's environment.
         """
         self._sync()
-        return self._roll_out(prompts, group_size or self.group_size, self.sampling, OUTSIDE, wrap)
+        return self._roll_out(prompts, group_size or self.group_size, self.sampling, OUTSIDE, wrap=wrap)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop what is being collected, so that the process can end."""
+        self._stop()
 
     def teardown(self, stage: str) -> None:
-        """End the worker processes; another stage starts its own."""
+        """Stop what is being collected, end the worker processes and what the engine holds: a stage starts its own."""
+        self._stop()
+        self.engine.close()
         if self.host:
             self.host.close()
+
+    def _stop(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.stop()
 
     def val_dataloader(self) -> list[int]:
         """Nothing in a fit (the Evaluation callback decides when); one step for `validate`, which it hooks into."""
@@ -430,9 +454,10 @@ class RolloutDataModule(L.LightningDataModule):
         return [0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The prompt cursor, what was spent, and what each rank has of its own.
+        """The prompt cursor, what was spent, and what each rank has of its own. Called by all ranks, as Lightning does.
 
-        Sampling needs no state, its randomness is keyed by numbers. Called by all ranks, as Lightning does.
+        Sampling needs no state, its randomness is keyed by numbers. Rollouts collected ahead are not in it: a resumed
+        run collects them anew, with the weights that it has.
         """
         return {
             "position": self._position,

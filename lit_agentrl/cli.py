@@ -8,6 +8,7 @@ import sys
 
 from lit_agentrl import __version__
 from lit_agentrl.errors import UserError
+from lit_agentrl.files import is_disk_full
 
 OVERVIEW = f"""lit-agentrl {__version__}: train LLM and VLM agents with reinforcement learning.
 
@@ -29,6 +30,7 @@ usage: lit-agentrl COMMAND [options]
   make-vlm            a small vision-language model from packaged parts: lit-agentrl make-vlm [OUTPUT --seed 0 ...]
   consolidate         a folder of shards as one file to resume from: lit-agentrl consolidate FOLDER OUTPUT.ckpt
   serve-retriever     a search server for agents: lit-agentrl serve-retriever --corpus FILE [--kind bm25 ...]
+  serve-vllm          a vLLM server for rollouts: lit-agentrl serve-vllm MODEL [--port 8000 ...]
 
 Every command has --help; `lit-agentrl fit --config FILE --print_config` shows all options with their values.
 Set LIT_AGENTRL_DEBUG=1 to see the traceback of an error."""
@@ -39,6 +41,7 @@ OWN_COMMANDS = {
     "compare": "lit_agentrl.compare",
     "consolidate": "lit_agentrl.checkpoints.consolidate",
     "serve-retriever": "lit_agentrl.retrieval.serve",
+    "serve-vllm": "lit_agentrl.rollouts.vllm.serve",
     "make-facts-qa": "lit_agentrl.envs.search.facts.command",
     "make-lesions": "lit_agentrl.envs.dermatology.synthetic_command",
     "build-kg": "lit_agentrl.knowledge.build",
@@ -78,6 +81,8 @@ def _user_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, UserError) or type(error).__name__ == "MisconfigurationException":
             return str(error)
+        if isinstance(error, OSError) and is_disk_full(error):
+            return f"{error}: make room for what this run writes, then go on with its last checkpoint."
         error = error.__cause__ or error.__context__
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -17,7 +18,6 @@ import transformers
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 # Imported so that classes can be named without their path on the command line.
@@ -35,9 +35,12 @@ from lit_agentrl.callbacks import (
     CollectionMetrics,
     Evaluation,
     HFExport,
+    IdleGuard,
     IterationCheckpoint,
     IterationProgress,
     NonFiniteGuard,
+    RankWatch,
+    RunLog,
     Throughput,
     Transcripts,
     UpdateClock,
@@ -46,6 +49,11 @@ from lit_agentrl.callbacks import (
 from lit_agentrl.callbacks.source import RolloutSource
 from lit_agentrl.checkpoints.choice import checked, refuse_folder
 from lit_agentrl.doctor.checkup import Checkup
+from lit_agentrl.doctor.contract.processes import command
+from lit_agentrl.doctor.contract.recorder import Recorder
+from lit_agentrl.doctor.contract.run import check
+from lit_agentrl.doctor.contract.text import render as render_contract
+from lit_agentrl.doctor.plan_only import print_plan
 from lit_agentrl.doctor.small_run import shrink
 from lit_agentrl.doctor.text import render
 from lit_agentrl.errors import UserError
@@ -117,6 +125,10 @@ class AgentTrainer(L.Trainer):
         repeats: int = 3,
         seconds: float = 120.0,
         json: str | None = None,
+        contract: bool = False,
+        record: list[str] | None = None,
+        memory: float | None = None,
+        plan: bool = False,
     ) -> None:
         """Check shared prefixes, speed, memory and the noise of ratios on the rows of one small collection.
 
@@ -129,13 +141,30 @@ class AgentTrainer(L.Trainer):
             repeats: Timings of each side.
             seconds: About how long the passes may take; it decides how many rows are measured.
             json: A file for the numbers.
+            contract: Look at something else: whether one optimiser step has the same loss and gradient in micro-batches
+                of any size, packed or padded, with gradient checkpointing, under DDP and FSDP2, on 1 and 2 ranks.
+            record: A folder for the facts of one such step, as configured; `contract` runs these. Of more folders each
+                following one is read for its `config.yaml`, and gets the facts of that step.
+            memory: GiB of a device, to say what fits in it.
+            plan: Plan the memory from the model's configuration, for a GPU, and end: no weights, no rollout.
 
         Raises:
-            SystemExit: With 1 where the shared forward is not the padded one, or ratios are noisy beyond the limits.
+            SystemExit: With 1 where the shared forward is not the padded one, ratios are noisy beyond the limits, or a
+                setting of the contract is not equal.
         """
         if json is not None and not Path(json).absolute().parent.is_dir():
             raise UserError(f"--json {json}: its folder does not exist.")
-        checkup = Checkup(repeats, seconds, ckpt_path, weights_only)
+        if record:
+            self.callbacks.append(Recorder(Path(record[0]), ckpt_path, weights_only))  # type: ignore[attr-defined]
+            self.fit(model, datamodule=datamodule)
+            return
+        if contract:
+            self._check_contract(num_prompts, json)
+            return
+        if plan:
+            print_plan(model, datamodule, str(self.precision), memory, json)
+            return
+        checkup = Checkup(repeats, seconds, ckpt_path, weights_only, memory)
         self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         self.fit(model, datamodule=datamodule)
         if checkup.findings is None:
@@ -144,6 +173,15 @@ class AgentTrainer(L.Trainer):
         if json is not None:
             write_text(Path(json), checkup.findings.to_json() + "\n")
         if not checkup.findings.is_healthy:
+            raise SystemExit(1)
+
+    def _check_contract(self, num_prompts: int, json: str | None) -> None:
+        """Run every setting in processes of its own."""
+        found = check(dict(self.options), num_prompts)
+        print(render_contract(found), flush=True)
+        if json is not None:
+            write_text(Path(json), found.to_json() + "\n")
+        if not found.is_kept:
             raise SystemExit(1)
 
     def mine_preferences(
@@ -196,6 +234,11 @@ class AgentRLCLI(LightningCLI):
         commands = {name: LightningCLI.subcommands()[name] for name in ("fit", "validate", "test")}
         return commands | {name: {"model", "datamodule"} for name in OWN_SUBCOMMANDS}
 
+    def before_doctor(self) -> None:
+        """The contract makes other runs of the configuration."""
+        assert isinstance(self.trainer, AgentTrainer)
+        self.trainer.options = self._dumped()
+
     def before_mine_preferences(self) -> None:
         """What was asked for decides whether a stopped run may go on."""
         assert isinstance(self.trainer, AgentTrainer)
@@ -228,10 +271,14 @@ class AgentRLCLI(LightningCLI):
 
     def _shrink(self, config: Namespace) -> None:
         """Leave of the run what the doctor looks at; the folder that it may write to disappears with this object."""
-        self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
         self.save_config_callback = None
-        for change in shrink(config, config.num_prompts, self._folder.name):
-            print(f"for the doctor: {change}")
+        if config.record:
+            return  # cut down already, but for the ranks
+        self._folder = tempfile.TemporaryDirectory(prefix="lit-agentrl-doctor-")
+        num_prompts = sys.maxsize if config.plan else config.num_prompts
+        for change in shrink(config, num_prompts, self._folder.name):
+            if not config.plan:
+                print(f"for the doctor: {change}")
 
     def _dumped(self) -> dict[str, Any]:
         config = self.config[self.config.subcommand]
@@ -244,8 +291,12 @@ class AgentRLCLI(LightningCLI):
         """Leave out what reads rollouts where the datamodule collects none."""
         if self.subcommand in ("doctor", "mine_preferences"):
             callbacks = []
-        if not isinstance(self.datamodule, RolloutSource):
+        elif not isinstance(self.datamodule, RolloutSource):
             callbacks = [callback for callback in callbacks if not isinstance(callback, Evaluation | Transcripts)]
+        if self.subcommand == "fit":
+            callbacks = [IdleGuard(), *callbacks]
+        if not any(isinstance(callback, RankWatch) for callback in config.get("callbacks") or []):
+            callbacks = [RankWatch(), *callbacks]
         return super()._instantiate_trainer(config, callbacks)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -255,7 +306,7 @@ class AgentRLCLI(LightningCLI):
             kwargs["logger"] = False  # there is nothing to log
         elif self.subcommand != "doctor" and config.logger in (None, True):
             folder = "logs" if self.subcommand == "fit" else f"logs_{self.subcommand}"
-            kwargs["logger"] = CSVLogger(config.default_root_dir, name=folder)
+            kwargs["logger"] = RunLog(config.default_root_dir, name=folder)
         return super().instantiate_trainer(**kwargs)
 
 
@@ -296,7 +347,7 @@ def quiet() -> None:
         "Your `IterableDataset` has `__len__` defined",  # ready batches, no loading workers
         "The .*_dataloader. does not have many workers",
         "It is recommended to use `self.log",  # what is logged is reduced already, or of one rank on purpose
-        "Total length of `list` across ranks is zero",  # no validation inside a fit: Evaluation has its own times
+        "Total length of .* across ranks is zero",  # no validation inside a fit; of training `IdleGuard` says it
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning with torch 2.13
         "`is_gradient_checkpointing` is deprecated",  # peft with Transformers 5.23
     ):
@@ -309,7 +360,7 @@ def run(args: list[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own; last, so that no installed package is shadowed
     with stop_on_sigterm():
-        AgentRLCLI(
+        cli = AgentRLCLI(
             LanguageModule,
             L.LightningDataModule,
             save_config_callback=SaveConfig,
@@ -331,3 +382,8 @@ def run(args: list[str]) -> None:
             parser_kwargs={"parser_mode": "omegaconf+", "version": __version__},
             args=[args[0].replace("-", "_"), *args[1:]],  # a subcommand is a method of the trainer
         )
+    recorded = cli.config[cli.subcommand].get("record") or []
+    del cli  # its model and its rows
+    gc.collect()
+    if len(recorded) > 1:
+        run(command(recorded[1:]))

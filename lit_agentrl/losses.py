@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lit_agentrl._checks import check_same_shape
+from lit_agentrl._importance import MAX_LOG_RATIO, Importance, bounded, mismatch_metrics, truncated_importance
 from lit_agentrl._preference_losses import DPOLoss, anchor_loss, dpo_loss, odds_ratio_loss, simpo_loss
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "MAX_LOG_RATIO",
     "Aggregation",
     "DPOLoss",
+    "Importance",
     "KLEstimate",
     "PolicyLoss",
     "aggregate",
@@ -35,15 +37,13 @@ __all__ = [
     "clipped_surrogate",
     "dpo_loss",
     "kl_estimate",
+    "mismatch_metrics",
     "odds_ratio_loss",
     "policy_loss",
     "simpo_loss",
     "surrogate_metrics",
     "truncated_importance",
 ]
-
-# exp overflows float32 at 88 and inf * 0 is NaN; exp(20) = 5e8 is beyond every clip, so nothing is lost in front of it.
-MAX_LOG_RATIO = 20.0
 
 
 # --- policy ---
@@ -72,7 +72,7 @@ def clipped_surrogate(
         ValueError: If shapes differ or a clip is out of its range.
     """
     check_same_shape(logp=logp, old_logp=old_logp, advantage=advantage)
-    ratio = _bounded(_gradient_where_finite(logp - old_logp, advantage)).exp()
+    ratio = bounded(_gradient_where_finite(logp - old_logp, advantage)).exp()
     return _clip(ratio, advantage, clip_low, clip_high, dual_clip)
 
 
@@ -119,16 +119,16 @@ def policy_loss(
     log_ratio = logp - old_logp
     match kind:
         case "ppo":
-            loss = _clip(_bounded(log_ratio).exp(), advantage, clip_low, clip_high, dual_clip)
+            loss = _clip(bounded(log_ratio).exp(), advantage, clip_low, clip_high, dual_clip)
         case "gspo" | "gspo_token":
-            ratio = _bounded(sequence_mean(log_ratio, mask)).exp()
+            ratio = bounded(sequence_mean(log_ratio, mask)).exp()
             if kind == "gspo_token":
                 ratio = ratio.detach() * (logp - logp.detach()).exp()
             loss = _clip(ratio, advantage, clip_low, clip_high, dual_clip)
         case "cispo":
             if not cispo_max > 0:
                 raise ValueError(f"cispo_max={cispo_max} must be positive: it is the largest weight of a token.")
-            loss = -_bounded(log_ratio).exp().clamp(max=cispo_max).detach() * advantage * logp
+            loss = -bounded(log_ratio).exp().clamp(max=cispo_max).detach() * advantage * logp
         case "reinforce":
             loss = -advantage * logp
         case _:
@@ -140,25 +140,6 @@ def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Each row's mean over its masked tokens, on every token of the row, [B, L]: GSPO's ratio in logarithms."""
     mean = torch.where(mask, values, 0.0).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return mean.expand_as(values)
-
-
-def truncated_importance(old_logp: Tensor, sampler_logp: Tensor, cap: float, mask: Tensor | None = None) -> Tensor:
-    """Weight of a token that another engine sampled, [B, L], no gradient: min(exp(old_logp - sampler_logp), cap).
-
-    Corrects for an engine whose log-probabilities are not quite the trained model's (truncated importance sampling).
-    Multiply the loss per token by it. With a mask the weight is 0 off it.
-
-    Raises:
-        ValueError: If shapes differ or the cap is not positive.
-    """
-    if not cap > 0:
-        raise ValueError(f"cap={cap} must be positive: it is the largest weight of a token.")
-    check_same_shape(old_logp=old_logp, sampler_logp=sampler_logp)
-    weight = _bounded((old_logp - sampler_logp).detach()).exp().clamp(max=cap)
-    if mask is None:
-        return weight
-    check_same_shape(old_logp=old_logp, mask=mask)
-    return torch.where(mask.bool(), weight, 0.0)
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KLEstimate = "k3") -> Tensor:
@@ -178,8 +159,8 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KLEstimate = "k3") -> Tens
     k2 = difference.square() / 2
     if kind == "k2":
         return k2
-    bounded = _bounded(difference)
-    k3 = torch.expm1(-bounded) + bounded  # exp(-d) - 1 would round to below -d near 0: a negative estimate
+    within = bounded(difference)
+    k3 = torch.expm1(-within) + within  # exp(-d) - 1 would round to below -d near 0: a negative estimate
     if kind == "k3":
         return k3
     if kind == "k3+":
@@ -208,7 +189,7 @@ def surrogate_metrics(
     """
     check_same_shape(logp=logp, old_logp=old_logp, mask=mask)
     mask = mask.bool()
-    log_ratio = _bounded(torch.where(mask, logp.detach() - old_logp.detach(), 0.0))
+    log_ratio = bounded(torch.where(mask, logp.detach() - old_logp.detach(), 0.0))
     ratio = log_ratio.exp()
     outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
     counts = mask if weights is None else _on_mask(weights, mask)
@@ -305,11 +286,6 @@ def _clip(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float
     if dual is None:
         return loss
     return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
-
-
-def _bounded(log_ratio: Tensor) -> Tensor:
-    """The log-ratio within what exp can take; outside, the gradient is 0."""
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _gradient_where_finite(difference: Tensor, *factors: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from lit_agentrl import distributed
 from lit_agentrl.checkpoints.optimizer_names import by_name, by_number
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.sharding import Compute, Sharding
@@ -28,7 +29,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     sharding itself. The policy is sharded in `LanguageModule.configure_model`.
 
     Args:
-        tensor_parallel_size: Ranks that share one replica's matrices; the others share its data.
+        tensor_parallel_size: Ranks, of one machine, that split the decoder's matrices among them and train on the same
+            rows; by the plan that transformers has for many language models.
         compute: What layers are gathered and computed in; `auto` follows `trainer.precision` (`bf16-mixed`: bfloat16).
         cpu_offload: Keep weights, gradients and optimiser states in the CPU's memory.
         reshard_after_forward: Free a layer's weights after its forward; false takes memory for less communication.
@@ -77,6 +79,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             raise UserError(f"FSDP2Strategy: tensor_parallel_size={per_replica} does not divide the {size} ranks.")
         self._data_parallel_size = size // per_replica
         super().setup_environment()
+        distributed.set_team(self.device_mesh["tensor_parallel"].get_group() if per_replica > 1 else None)
+
+    def teardown(self) -> None:
+        """Forget which ranks form teams."""
+        distributed.set_team(None)
+        super().teardown()
 
     def model_to_device(self) -> None:
         """Sharding has moved the weights; what is offloaded has to stay where it is."""
@@ -116,6 +124,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             named = by_name(state, names_in(optimizer, self.model))
             set_optimizer_state_dict(self.model, _bare(optimizer), named, options=options)
         return checkpoint
+
+
+# so that `--trainer.strategy fsdp2` is enough
+StrategyRegistry.register("fsdp2", FSDP2Strategy, override=True, description="FSDP2 over all ranks")
 
 
 def names_in(optimizer: Optimizer, module: torch.nn.Module) -> list[str]:

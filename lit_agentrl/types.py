@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -193,6 +194,9 @@ class TrainBatch:
     """The same of rows; a row counts what its action tokens count on average."""
     vision: RowImages | None = None
     """The images that the rows show; None for rows of text."""
+    sampler_differs: bool = False
+    """Whether other weights sampled the tokens than the trainer holds when the iteration starts, or an engine with a
+    copy of them; the same on every rank, always."""
 
     @property
     def token_denominator(self) -> float:
@@ -400,6 +404,11 @@ class Engine(ABC):
     def shares_weights(self) -> bool:
         """Whether it samples from the very tensors that are trained: nothing is copied, they move while they train."""
         return False
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What merged weights are cast to before it samples from them; None: they are held as the policy holds them."""
+        return None
 
     @abstractmethod
     def generate(

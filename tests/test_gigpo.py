@@ -8,6 +8,7 @@ import torch
 
 from lit_agentrl.advantages import standardize
 from lit_agentrl.datamodules import RolloutDataModule
+from lit_agentrl.datamodules.collector import Order
 from lit_agentrl.datamodules.signal import without_failures
 from lit_agentrl.envs import EchoSuite
 from lit_agentrl.errors import UserError
@@ -308,7 +309,7 @@ def test_an_all_win_group_of_different_lengths_can_be_kept():
 class CountedData(RolloutDataModule):
     """Gives out made-up groups: prompts with an even number have no signal."""
 
-    def _roll_out(self, prompts, group_size, sampling, iteration):
+    def _roll_out(self, prompts, group_size, sampling, iteration, **_):
         self.asked = [*getattr(self, "asked", []), [prompt.number for prompt in prompts]]
         return [TrajectoryGroup(prompt.task, [play("a", float(prompt.number % 2)), play("b")]) for prompt in prompts]
 
@@ -316,11 +317,11 @@ class CountedData(RolloutDataModule):
 def test_dynamic_sampling_asks_anew_for_what_is_missing():
     """Every try takes new prompts, as many as are missing: no surplus, and the last try is filtered like the first."""
     data = CountedData(EchoSuite(), "no tokenizer", num_prompts=4, max_rounds=3, seed=1)
-    collected, trained, rounds = data._collect(0)
+    collection = data._collect(Order(0, 0, 0))
     assert data.asked == [[0, 1, 2, 3], [4, 5], [8]]
-    assert rounds == 3
-    assert len(collected) == 7  # all that was played is measured
-    assert [group.trajectories[0].total_reward for group in trained] == [1.0, 1.0, 1.0]
+    assert collection.rounds == 3
+    assert len(collection.groups) == 7  # all that was played is measured
+    assert [group.trajectories[0].total_reward for group in collection.trained] == [1.0, 1.0, 1.0]
 
 
 # --- options and runs ---

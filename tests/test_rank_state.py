@@ -115,7 +115,9 @@ def test_the_others_hear_of_a_rank_whose_state_is_refused(monkeypatch: pytest.Mo
 
 
 def test_a_curriculum_in_worker_processes_is_refused(tiny_lm: str, tmp_path: Path, capsys: Any) -> None:
-    check_suite(EchoSuite(), in_processes=True)
+    check_suite(EchoSuite(), in_processes=True, is_ahead=True)
+    with pytest.raises(UserError, match="staleness 0"):
+        check_suite(Level(), in_processes=False, is_ahead=True)
     with pytest.raises(SystemExit):
         fit(tiny_lm, tmp_path, *DRAWN, REWARDS, "--data.workers", "processes")
     assert "--data.workers to threads" in capsys.readouterr().err

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from runs import COUNTED, checkpoint, options, run_alone
+from rank_runs import run_ranks
+from runs import COUNTED, checkpoint, fit, options, run_alone
 
-TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+STRATEGIES = {"ddp": "ddp", "fsdp2": '{"class_path": "FSDP2Strategy"}'}
 MORE = ("--data.num_prompts", "3", "--data.max_tokens", "256", "--data.num_passes", "2")
 
 
@@ -22,12 +23,12 @@ def actions(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("advantage", ["grpo", "batch_std"])
-def test_two_gloo_ranks_train_as_one(tiny_lm, tmp_path, advantage):
+@pytest.mark.parametrize(("strategy", "advantage"), [("ddp", "grpo"), ("ddp", "batch_std"), ("fsdp2", "batch_std")])
+def test_two_gloo_ranks_train_as_one(tiny_lm, tmp_path, strategy, advantage):
     """An odd number of prompts, so that one rank has less to do than the other, and several micro-batches."""
     one, two = tmp_path / "one", tmp_path / "two"
-    for run, strategy in ((one, ()), (two, TWO)):
-        code, output = run_alone(options(tiny_lm, run, *MORE, *COUNTED, *strategy, "--model.advantage", advantage))
+    for run, ranks in ((one, ()), (two, ("--trainer.strategy", STRATEGIES[strategy], "--trainer.devices", "2"))):
+        code, output = run_alone(options(tiny_lm, run, *MORE, *COUNTED, *ranks, "--model.advantage", advantage))
         assert code == 0, output
     assert actions(one) == actions(two)
     assert len(actions(two)) == 12
@@ -42,3 +43,13 @@ def test_two_gloo_ranks_train_as_one(tiny_lm, tmp_path, advantage):
         assert spent[0][name] == spent[1][name]
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sharding_on_one_rank_changes_nothing(tiny_lm, tmp_path):
+    """A GPU alone may have the strategy of many."""
+    alone = fit(tiny_lm, tmp_path / "alone", *MORE)
+    ranks = ("--trainer.strategy", STRATEGIES["fsdp2"], "--trainer.devices", "1")
+    run_ranks([options(tiny_lm, tmp_path / "sharded", *MORE, *ranks)], size=1)  # groups of processes outlive a run
+    for name, value in checkpoint(tmp_path / "sharded")["state_dict"].items():
+        torch.testing.assert_close(value, alone["state_dict"][name], rtol=1e-3, atol=1e-5)

@@ -1,5 +1,8 @@
 """Rows hold every token once, loss lies on sampled tokens only, and denominators span the whole optimiser step."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -114,3 +117,30 @@ def test_collate_pads_right():
     assert batch.lengths.tolist() == [2, 4]
     assert batch.action_mask.tolist() == [[False, True, False, False], [False, True, True, True]]
     assert batch.temperature == 0.7
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("lengths", [[[4, 4, 9], [5]], [[9, 9, 9], []], [[4], [9, 3, 3, 8], []], [[], [], [7]]])
+def test_ranks_step_together_and_their_shares_make_the_whole(lengths: list[list[int]], shared: bool):
+    """Uneven rows, and ranks without any: as many micro-batches everywhere, each row once, one denominator."""
+    barrier, said = threading.Barrier(len(lengths)), [[] for _ in lengths]
+
+    def assembled(rank: int):
+        def reduce(values: list[int], how: str) -> list[int]:
+            said[rank] = values
+            barrier.wait(10)
+            found = [sum(each) if how == "sum" else max(each) for each in zip(*said, strict=True)]
+            barrier.wait(10)
+            return found
+
+        return assemble([[row(length) for length in lengths[rank]]], 10, reduce, shared=shared)
+
+    with ThreadPoolExecutor(len(lengths)) as pool:
+        ranks = list(pool.map(assembled, range(len(lengths))))
+    assert len({per_step for _, per_step in ranks}) == 1
+    assert {len(batches) for batches, _ in ranks} == {ranks[0][1]}
+    everything = [batch for batches, _ in ranks for batch in batches]
+    total = sum(length - 1 for of_rank in lengths for length in of_rank)
+    assert {batch.num_action_tokens for batch in everything} == {total}
+    assert sum(int(batch.action_mask.sum()) for batch in everything) == total
+    assert {batch.num_rows for batch in everything} == {sum(map(len, lengths))}

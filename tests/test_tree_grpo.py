@@ -9,6 +9,7 @@ import torch
 from lit_agentrl import distributed
 from lit_agentrl.advantages import standardize
 from lit_agentrl.datamodules import RolloutDataModule
+from lit_agentrl.datamodules.collector import Order
 from lit_agentrl.datamodules.signal import without_failures
 from lit_agentrl.envs import EchoSuite
 from lit_agentrl.errors import UserError
@@ -160,7 +161,7 @@ def test_a_tree_is_never_torn_between_optimiser_steps():
 class Orchard(RolloutDataModule):
     """Every prompt gives two trees; those with an even number are flat, so that dynamic sampling replaces them."""
 
-    def _roll_out(self, prompts, group_size, sampling, iteration):
+    def _roll_out(self, prompts, group_size, sampling, iteration, **_):
         groups = []
         for prompt in prompts:
             made = forest(UNEVEN, UNEVEN, seed=prompt.number, prompt=[prompt.number])
@@ -179,7 +180,7 @@ def test_a_tree_is_never_torn_between_ranks(monkeypatch, num_ranks, max_rounds):
         monkeypatch.setattr(distributed, "world", lambda rank=rank: (rank, num_ranks))
         monkeypatch.setattr(distributed, "reduce_integers", lambda counts, how="sum": counts)
         data = Orchard(EchoSuite(), "no tokenizer", num_prompts=7, max_rounds=max_rounds)
-        collected.append(data._collect(0)[1])
+        collected.append(data._collect(Order(0, 0, 0)).trained)
     for groups in collected:
         assert all(sorted({t.tree_id for t in each.trajectories}) == [0, 1] for each in groups)
         assert all(len(each.trajectories) == 10 for each in groups)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import lightning as L
 
@@ -15,7 +16,9 @@ from lit_agentrl.doctor.equality import measure_equality
 from lit_agentrl.doctor.findings import Findings
 from lit_agentrl.doctor.memory import available_bytes
 from lit_agentrl.doctor.noise import measure_noise, precision_name
-from lit_agentrl.doctor.passes import Passes
+from lit_agentrl.doctor.passes import Passes, Plan
+from lit_agentrl.doctor.plan_report import MemoryFindings, examine_memory
+from lit_agentrl.doctor.plan_setup import setup_of
 from lit_agentrl.doctor.recommendation import Budget, Sharing, advise
 from lit_agentrl.errors import UserError
 from lit_agentrl.methods.language import LanguageModule
@@ -23,6 +26,8 @@ from lit_agentrl.models.lm_parts import attention_traits, base_lm, decoder_of
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel
 from lit_agentrl.models.self_check import verify_prefix_sharing
 from lit_agentrl.types import TrainBatch
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 11
 """What all but the repeats takes, in padded passes: comparing, copies in other precisions, warming up, memory."""
@@ -45,6 +50,7 @@ class Checkup(L.Callback):
         seconds: About how long the passes may take; of the rows as many are measured as fit, two at least.
         ckpt_path: A checkpoint to take the weights from.
         weights_only: As in `fit`.
+        memory: GiB of a device, to say what fits.
 
     Raises:
         UserError: For numbers that are not positive.
@@ -56,20 +62,21 @@ class Checkup(L.Callback):
         seconds: float = 120.0,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
+        memory: float | None = None,
     ) -> None:
+        if memory is not None and not memory > 0:
+            raise UserError(f"memory={memory}: GiB of a device must be more than 0.")
         if repeats < 1 or not seconds > 0:
             raise UserError(f"repeats={repeats}, seconds={seconds}: repeats must be at least 1, seconds more than 0.")
         self.repeats, self.max_seconds = repeats, seconds
         self.ckpt_path, self.weights_only = ckpt_path, weights_only
+        self.memory = memory
         self.findings: Findings | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the checkpoint's weights, and nothing else of it: a finished run would have no epoch left."""
-        if self.ckpt_path is None:
-            return
-        checkpoint = trainer.strategy.load_checkpoint(self.ckpt_path, weights_only=self.weights_only)
-        pl_module.on_load_checkpoint(checkpoint)
-        trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
+        if self.ckpt_path is not None:
+            take_weights(trainer, pl_module, self.ckpt_path, self.weights_only)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Examine what was collected; the loop ends before its first batch."""
@@ -107,6 +114,7 @@ class Checkup(L.Callback):
         collected, measured = rows.reuse_of(batches), rows.reuse_of([passes.rows])
         sharing = Sharing(refusal, backend, collected.ratio, measured.ratio)
         cost = measure_cost(passes, padded, grouped, max_tokens, self.repeats)
+        memory, unplanned = self._memory(trainer, module, passes, plans[1] if module.shares_prefixes else plans[0])
         return Findings(
             model=f"{type(base_lm(policy.lm)).__name__} ({module.pretrained})",
             precision=precision,
@@ -121,7 +129,23 @@ class Checkup(L.Callback):
             cost=cost,
             noise=noise,
             advice=advise(sharing, equality, cost, noise, Budget(max_tokens, least, available_bytes(passes.device))),
+            memory=memory,
+            unplanned=unplanned,
         )
+
+    def _memory(
+        self, trainer: L.Trainer, module: LanguageModule, passes: Passes, plans: Plan
+    ) -> tuple[MemoryFindings | None, str]:
+        """What was planned and measured, or why nothing was: the rest of the report does not depend on it."""
+        policy = cast(PaddedModel, module.policy)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        try:
+            device: Literal["cpu", "cuda"] = "cuda" if passes.device.type == "cuda" else "cpu"
+            config, setup = setup_of(module, datamodule, str(trainer.precision), device)
+            return examine_memory(config, setup, passes, policy, plans, self.memory), ""
+        except Exception as error:  # whatever other people's models do on tensors without storage
+            log.debug("memory was not planned", exc_info=True)
+            return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
     def _chosen(
         self, trainer: L.Trainer, module: LanguageModule, batches: list[TrainBatch], padded: PaddedModel
@@ -140,6 +164,13 @@ class Checkup(L.Callback):
         chosen = rows.select(everything, range(count))
         chosen = replace(chosen, num_action_tokens=int(chosen.action_mask.sum()))
         return replace(passes, rows=chosen, deadline=began + self.max_seconds)
+
+
+def take_weights(trainer: L.Trainer, module: L.LightningModule, path: str, weights_only: bool | None) -> None:
+    """Load the weights of a checkpoint, and nothing else of it."""
+    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=weights_only)
+    module.on_load_checkpoint(checkpoint)
+    trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
 
 
 def shared_forward(policy: PaddedModel) -> tuple[PrefixGroupedModel | None, str]:

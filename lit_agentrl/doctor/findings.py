@@ -11,6 +11,8 @@ from typing import Any
 from lit_agentrl.doctor.cost import Cost, SideCost
 from lit_agentrl.doctor.equality import Equality
 from lit_agentrl.doctor.noise import Noise, Ratios
+from lit_agentrl.doctor.plan_report import MemoryFindings, Trial
+from lit_agentrl.doctor.plan_step import StepBytes
 from lit_agentrl.doctor.recommendation import Advice, Sharing
 from lit_agentrl.doctor.rows import Reuse
 
@@ -38,6 +40,10 @@ class Findings:
     noise: Noise | None
     """None where nothing was sampled."""
     advice: list[Advice]
+    memory: MemoryFindings | None = None
+    """None where the planner does not know the model."""
+    unplanned: str = ""
+    """Why."""
 
     @property
     def is_healthy(self) -> bool:
@@ -47,7 +53,7 @@ class Findings:
 
     def to_json(self) -> str:
         """Every number, with the ratios that are made of them; null where there is none."""
-        return json.dumps({"is_healthy": self.is_healthy} | _plain(self), indent=2)
+        return json.dumps({"is_healthy": self.is_healthy} | plain(self), indent=2)
 
 
 DERIVED: dict[type, tuple[str, ...]] = {
@@ -58,17 +64,19 @@ DERIVED: dict[type, tuple[str, ...]] = {
     Cost: ("speedup", "memory_ratio"),
     Ratios: ("outside", "is_healthy"),
     Noise: ("is_healthy",),
+    StepBytes: ("weights", "peak"),
+    Trial: ("error",),
 }
 """Properties that are written beside the fields."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same of dictionaries, lists and numbers that JSON has; NaN and infinity become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)] + list(DERIVED.get(type(value), ()))
-        return {name: _plain(getattr(value, name)) for name in names}
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

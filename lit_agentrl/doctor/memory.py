@@ -37,8 +37,13 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         path = Path(folder) / "trace.json"
         record.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    allocated = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
-    return max(allocated, default=0)
+    found = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    totals: list[int] = [event["args"]["Total Allocated"] for event in found]
+    if not totals:
+        return 0
+    # the count goes on from one profile to the next, and does not see what is released between them
+    earlier: int = totals[0] - found[0]["args"]["Bytes"]
+    return max(0, max(totals) - earlier)
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -133,7 +133,7 @@ def measure_noise(passes: Passes, policy: PaddedModel, together: Plan, max_token
             found[name] = _against(sampler, scored[0], scored[1], name, band, rows.action_mask)
     return Noise(
         configured=precision,
-        old_logprobs=module.old_logprobs if isinstance(module, PolicyModule) else "sampler",
+        old_logprobs="recompute" if isinstance(module, PolicyModule) and module.recomputes(rows) else "sampler",
         clip=(band.low, band.high),
         is_per_row=band.is_per_row,
         sampler=found,

@@ -54,13 +54,17 @@ class Passes:
     def gradients(self, policy: nn.Module, plan: Plan) -> list[Tensor]:
         """Of the loss, one tensor per trainable parameter in the module's order; zeros where none arrived."""
         self.run(policy, plan)
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trainable()]
-        self._clear()
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable()]
+        self.clear()
         return found
 
     def run(self, policy: nn.Module, plan: Plan) -> None:
         """Forward, loss and backward of every micro-batch; leaves their summed gradients."""
-        self._clear()
+        self.clear()
+        self.accumulate(policy, plan)
+
+    def accumulate(self, policy: nn.Module, plan: Plan) -> None:
+        """`run` that adds to the gradients there are."""
         with self._using(policy):
             for indices in plan:
                 batch = select(self.rows, indices)
@@ -76,7 +80,7 @@ class Passes:
         self.run(policy, plan)
         self._wait()
         took = time.perf_counter() - began
-        self._clear()
+        self.clear()
         return took
 
     @property
@@ -102,9 +106,11 @@ class Passes:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _trainable(self) -> list[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
+        """The module's trained weights."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
-    def _clear(self) -> None:
-        for parameter in self._trainable():
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.trainable():
             parameter.grad = None

@@ -7,6 +7,7 @@ from lit_agentrl.doctor.equality import FURTHER, Distance
 from lit_agentrl.doctor.findings import Findings
 from lit_agentrl.doctor.memory import GIB
 from lit_agentrl.doctor.noise import MAX_KL, MAX_OUTSIDE, Ratios
+from lit_agentrl.doctor.plan_text import memory_lines
 from lit_agentrl.doctor.recommendation import in_words
 from lit_agentrl.doctor.rows import Reuse
 
@@ -17,7 +18,14 @@ def render(findings: Findings) -> str:
         f"{findings.model}, {findings.precision}, on {findings.device}",
         f"rows: {findings.data}; measured: {findings.measured.num_rows} of {findings.collected.num_rows}",
     ]
-    sections = [_equality(findings), _reuse(findings), _cost(findings), _noise(findings), _advice(findings)]
+    sections = [
+        _equality(findings),
+        _reuse(findings),
+        _cost(findings),
+        _noise(findings),
+        _advice(findings),
+        _memory(findings),
+    ]
     verdict = "healthy" if findings.is_healthy else "not healthy: see `look here` above"
     return "\n".join([*head, *("\n" + "\n".join(section) for section in sections), "", verdict])
 
@@ -107,6 +115,13 @@ def _noise(findings: Findings) -> list[str]:
 
 def _advice(findings: Findings) -> list[str]:
     return ["5. What to set", *(f"  {a.option}: {a.value}\n      {a.because}" for a in findings.advice)]
+
+
+def _memory(findings: Findings) -> list[str]:
+    title = "6. What memory does it take?"
+    if findings.memory is None:
+        return [title, f"  not planned: {findings.unplanned}"]
+    return [title, *memory_lines(findings.memory)]
 
 
 def _distance(name: str, distance: Distance) -> str:

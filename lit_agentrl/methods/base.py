@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.losses import (
+    Importance,
     aggregate,
     kl_estimate,
+    mismatch_metrics,
     policy_loss,
     sequence_mean,
     surrogate_metrics,
@@ -41,9 +43,12 @@ class PolicyModule(LanguageModule):
         reference: The reference policy.
         entropy_coef: Weight of the entropy bonus.
         old_logprobs: `sampler` takes the engine's log-probabilities as the old policy's; `recompute` scores the rows
-            anew.
-        importance_cap: With `recompute`, tokens are weighted by min(pi_old / pi_sampler, cap) where engine and trainer
-            differ; None is off.
+            anew. `auto` recomputes where the two differ: an engine with weights of its own, rollouts of an earlier
+            policy, or 16-bit arithmetic, whose rounding depends on how rows are batched.
+        importance_cap: Where old log-probabilities are recomputed, tokens are weighted by min(pi_old / pi_sampler,
+            cap); None is off.
+        importance: Whether a token has a weight of its own or that of its row, and whether a weight above the cap is
+            truncated to it or 0 (see `lit_agentrl.losses.truncated_importance`).
         overlong: `train` on episodes cut by a token limit, `mask` them out of the loss, or mask episodes cut by any
             limit, steps included (`mask_any`).
         drop_zero_advantage: Leave rows without signal out of the loss and of its denominator.
@@ -66,8 +71,9 @@ class PolicyModule(LanguageModule):
         kl: Literal["k1", "k2", "k3", "k3+"] = "k3",
         reference: Reference | None = None,
         entropy_coef: float = 0.0,
-        old_logprobs: Literal["sampler", "recompute"] = "sampler",
+        old_logprobs: Literal["auto", "sampler", "recompute"] = "auto",
         importance_cap: float | None = 2.0,
+        importance: Importance = "token_truncate",
         overlong: Literal["train", "mask", "mask_any"] = "train",
         drop_zero_advantage: bool = False,
         **kwargs: Any,
@@ -80,10 +86,13 @@ class PolicyModule(LanguageModule):
             )
         if aggregation == "constant" and not max_length:
             raise UserError("aggregation='constant' needs --model.max_length, the tokens every row is divided by.")
+        if importance_cap is not None and not importance_cap > 0:
+            raise UserError(f"importance_cap={importance_cap}: give a positive number, or null for no weights.")
         self.loss, self.clip_low, self.clip_high, self.dual_clip = loss, clip_low, clip_high, dual_clip
         self.cispo_max, self.aggregation, self.max_length = cispo_max, aggregation, max_length
         self.kl_coef, self.kl, self.reference = kl_coef, kl, reference
         self.entropy_coef, self.old_logprobs, self.importance_cap = entropy_coef, old_logprobs, importance_cap
+        self.importance: Importance = importance
         self.overlong, self.drop_zero_advantage = overlong, drop_zero_advantage
         self.credit: Credit = "sum"
         """What a token of a step that trajectories share counts in each of their rows."""
@@ -125,35 +134,33 @@ class PolicyModule(LanguageModule):
                 self.reference.update(self.policy, self.trainer.global_step)
                 with self.reference.using(self.policy):
                     for batch in batches:
-                        batch.reference_logprobs = self._score_on_device(batch)
-            if self.old_logprobs == "recompute" and any(batch.num_updates > 1 for batch in batches):
+                        batch.reference_logprobs = self.logprobs_of(batch)
+            if any(batch.num_updates > 1 and self.recomputes(batch) for batch in batches):
                 for batch in batches:
-                    batch.sampler_logprobs, batch.old_logprobs = batch.old_logprobs, self._score_on_device(batch)
+                    batch.sampler_logprobs, batch.old_logprobs = batch.old_logprobs, self.logprobs_of(batch)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One micro-batch of the policy-gradient loss."""
         self.num_step_tokens = batch.num_action_tokens
         loss, sums = self.objective(batch)
+        maxima = {name: sums.pop(name) for name in [name for name in sums if "/max_" in name]}
         self.log_sums(sums, batch)
-        self.log(
-            "train/loss",
-            loss.detach() / batch.num_updates,
-            on_step=False,
-            on_epoch=True,
-            reduce_fx="sum",
-            sync_dist=True,
-        )
+        self.log_dict(maxima, on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True, batch_size=1)
+        self.log_sum("train/loss", loss.detach() / batch.num_updates)
         return self.scaled(loss)
 
     def objective(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The micro-batch's share of the loss, and what is logged of it: sums over its action tokens."""
+        """The micro-batch's share of the loss, and what is logged of it: sums over its action tokens, and maxima."""
         scores = self.score(batch, entropy=True)
         logp, entropy = scores.logprobs, scores.entropy
         assert entropy is not None
-        old, weight = self._old_logprobs(batch, logp)
-        per_token = weight * self._surrogate(logp, old, batch)
+        old, sampler = self._old_logprobs(batch, logp)
+        per_token = self._surrogate(logp, old, batch)
         counts = batch.action_mask if batch.weights is None else batch.weights * batch.action_mask
         sums = {"train/entropy": (entropy.detach() * counts).sum()}
+        if sampler is not None:
+            per_token = self._importance(old, sampler, batch) * per_token
+            sums |= self._mismatch(old, sampler, batch)
         if batch.reference_logprobs is not None:
             kl = kl_estimate(logp, batch.reference_logprobs, self.kl)
             per_token = per_token + self.kl_coef * kl
@@ -188,18 +195,32 @@ class PolicyModule(LanguageModule):
             cispo_max=self.cispo_max,
         )
 
-    def _old_logprobs(self, batch: TrainBatch, logp: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The old policy's log-probabilities [B, L], and the weight that corrects for the sampler's differing ones."""
-        if self.old_logprobs == "sampler":
-            return batch.old_logprobs, 1.0
-        if batch.sampler_logprobs is None:  # one update: the policy that is being differentiated is the old one
-            old, sampler = logp.detach(), batch.old_logprobs
-        else:
-            old, sampler = batch.old_logprobs, batch.sampler_logprobs
-        if self.importance_cap is None:
-            return old, 1.0
-        return old, truncated_importance(old, sampler, self.importance_cap, batch.action_mask)
+    def recomputes(self, batch: TrainBatch) -> bool:
+        """Whether the batch's old log-probabilities are the trainer's own; alike on every rank and in every batch."""
+        if self.old_logprobs == "auto":
+            return batch.sampler_differs or self._computes_in_16_bits
+        return self.old_logprobs == "recompute"
 
-    def _score_on_device(self, batch: TrainBatch) -> Tensor:
-        """Log-probabilities of a batch that still lies on the CPU, [B, L] on the CPU."""
-        return self.score(self.transfer_batch_to_device(batch, self.device, 0)).logprobs.float().cpu()
+    @property
+    def _computes_in_16_bits(self) -> bool:
+        precision = "" if self._trainer is None else str(self._trainer.precision)
+        return "16" in precision or self.dtype_name in ("bfloat16", "float16")
+
+    def _old_logprobs(self, batch: TrainBatch, logp: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The old policy's log-probabilities [B, L], and the sampler's where those are others."""
+        if not self.recomputes(batch):
+            return batch.old_logprobs, None
+        if batch.sampler_logprobs is None:  # one update: the policy that is being differentiated is the old one
+            return logp.detach(), batch.old_logprobs
+        return batch.old_logprobs, batch.sampler_logprobs
+
+    def _importance(self, old: Tensor, sampler: Tensor, batch: TrainBatch) -> Tensor | float:
+        """The weight [B, L] that corrects for the sampler being another policy than the old one."""
+        if self.importance_cap is None:
+            return 1.0
+        return truncated_importance(old, sampler, self.importance_cap, batch.action_mask, kind=self.importance)
+
+    def _mismatch(self, old: Tensor, sampler: Tensor, batch: TrainBatch) -> dict[str, Tensor]:
+        options: dict[str, Any] = {"kind": self.importance, "weights": batch.weights}
+        found = mismatch_metrics(old, sampler, batch.action_mask, self.importance_cap, **options)
+        return {f"mismatch/{name}": value for name, value in found.items()}

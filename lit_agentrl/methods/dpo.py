@@ -145,9 +145,7 @@ class DPOModule(LanguageModule):
         loss, sums = self.objective(batch)
         share = 1.0 / (batch.num_pairs * batch.num_updates)
         for name, value in sums.items():
-            self.log(
-                name, value.detach().float() * share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
-            )
+            self.log_sum(name, value.detach().float() * share)
         return self.scaled(loss)
 
     def objective(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -83,7 +83,7 @@ class GRPOPlusPlusModule(PolicyModule):
             return super().batch_advantages(groups)
         mine = [total_rewards(group) for group in groups]
         everyone = distributed.gather(mine)
-        rank, _ = distributed.world()
+        rank, _ = distributed.share()
         flat = [rewards for rewards_of_rank in everyone for rewards in rewards_of_rank]
         if not flat:
             return []

@@ -11,14 +11,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
+from lit_agentrl.methods.strategy_checks import check_strategy, wrap_layers
 from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Policy, Vision, load_policy
 from lit_agentrl.models.reference import Reference
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel, TokenScores
 from lit_agentrl.models.sharding import Sharding, shard
 from lit_agentrl.models.shared_load import SharedLoad
-from lit_agentrl.models.vision_parts import seeing_weights
 from lit_agentrl.types import TrainBatch
 
 
@@ -33,6 +34,8 @@ class LanguageModule(L.LightningModule):
         vision: Which parts of a vision-language model are trained: vision tower, connector, language model.
         quantize: Hold the frozen weights under an adapter in 4 bits (`nf4`, QLoRA): less memory, more time.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        offload_activations: Keep what the backward pass needs in the CPU's memory meanwhile: less memory of a GPU, more
+            time. With `gradient_checkpointing` it is only the layers' inputs.
         share_prefix: Encode the tokens that rows share once: where it is right and pays (`auto`), wherever it is right
             (`true`), never (`false`).
         compile: Compile the decoder's layers with torch.compile, one graph for rows and trees of any size. The first
@@ -50,6 +53,7 @@ class LanguageModule(L.LightningModule):
         vision: Vision | None = None,
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
+        offload_activations: bool = False,
         share_prefix: Literal["auto"] | bool = "auto",
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -60,11 +64,11 @@ class LanguageModule(L.LightningModule):
         self.dtype_name, self.attention, self.lora = dtype, attention, lora
         self.vision, self.quantize = vision, quantize
         self.gradient_checkpointing, self.share_prefix = gradient_checkpointing, share_prefix
+        self.offload_activations = offload_activations
         self.compiles_layers = compile  # `compile` is a method of every module
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.policy: nn.Module | None = None
         self.reference: Reference | None = None  # what methods with one compare the policy with
-        self._seeing: list[nn.Parameter] = []  # trained weights that only rows with images need
         self.strict_loading = False  # checkpoints hold the trainable weights only
         self._given: list[dict[str, Any]] = []  # the optimiser's options, before a schedule or a checkpoint
         self.num_step_tokens = 1  # what the guard skips a step for when it is 0
@@ -73,6 +77,8 @@ class LanguageModule(L.LightningModule):
         """Load the policy, once."""
         if self.policy is not None:
             return
+        if self._trainer is not None:
+            check_strategy(self._trainer, self)
         sharding = self._sharding()
         shared = None if sharding is None else SharedLoad(self._load)
         lm = self._load() if shared is None else shared.lm
@@ -82,11 +88,14 @@ class LanguageModule(L.LightningModule):
             self.policy = PaddedModel(lm)
         else:
             self.policy = PrefixGroupedModel(lm, min_reuse=None if self.share_prefix == "auto" else 1.0)
+        self.policy.offload_activations = self.offload_activations
         if sharding is not None and shared is not None:
             assert self.device_mesh is not None
-            shard(self.policy, self.device_mesh["data_parallel"], sharding, str(self.trainer.precision))
+            replicas, team = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+            shard(self.policy, replicas, sharding, str(self.trainer.precision), team)
             shared.fill(self.policy)
-        self._seeing = seeing_weights(lm)
+        if self._trainer is not None:
+            wrap_layers(self._trainer, lm)
 
     def _load(self, empty: bool = False) -> Policy:
         return load_policy(
@@ -105,8 +114,6 @@ class LanguageModule(L.LightningModule):
         if self._trainer is None or not isinstance(strategy := self._trainer.strategy, ModelParallelStrategy):
             return None
         assert self.device_mesh is not None
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            raise UserError("tensor_parallel_size: only 1 is supported.")
         return getattr(strategy, "sharding", Sharding())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -154,24 +161,31 @@ class LanguageModule(L.LightningModule):
         )
         return scores
 
+    def logprobs_of(self, batch: TrainBatch) -> Tensor:
+        """`score` of a batch on the CPU, without gradients and in the trainer's arithmetic: [B, L] float32 on the CPU.
+
+        Of a sharded policy every rank calls it.
+        """
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return self.score(self.transfer_batch_to_device(batch, self.device, 0)).logprobs.float().cpu()
+
     def scaled(self, loss: Tensor) -> Tensor:
-        """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks.
+        """Undo Lightning's division by the accumulated batches and the strategy's mean over ranks (over their teams).
 
         The loss already carries the global denominator of the optimiser step, so micro-batches and ranks must add up.
         """
-        if self._seeing:
-            # Rows of text, and layers after the one that LLaVA takes, give no gradient. DDP waits for one of each
-            # weight, and weight decay should not depend on the number of ranks.
-            loss = loss + 0.0 * torch.stack([weight.sum() for weight in self._seeing]).sum()
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return loss * (self.trainer.accumulate_grad_batches * distributed.share()[1])
 
     def log_sums(self, sums: dict[str, Tensor], batch: TrainBatch) -> None:
         """Log sums over tokens as means over all action tokens of the iteration; every rank logs the same keys."""
         share = 1.0 / ((batch.token_denominator or 1) * batch.num_updates)
         for name, value in sums.items():
-            self.log(
-                name, value.detach().float() * share, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
-            )
+            self.log_sum(name, value.detach().float() * share)
+
+    def log_sum(self, name: str, value: Tensor) -> None:
+        """Log a micro-batch's share of a number that adds up over those of an iteration, on all ranks."""
+        own = value / distributed.team_size()  # each rank of a team has the same
+        self.log(name, own, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trainable weights only (a frozen base is loaded from `pretrained` again), and the reference's."""

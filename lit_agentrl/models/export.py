@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from lit_agentrl.distributed import world
 from lit_agentrl.errors import UserError
+from lit_agentrl.files import room_for
 from lit_agentrl.models.pretrained import PROCESSOR_FILES, find_file
 from lit_agentrl.models.quantized import is_quantized
-from lit_agentrl.models.shards import gathered
+from lit_agentrl.models.shards import gathered, reshard
 from lit_agentrl.models.trained_parts import FILE, trained_parts
 from lit_agentrl.models.vision_families import has_vision
 
@@ -58,10 +59,11 @@ def export(
             a model of 4-bit weights in any case.
 
     Raises:
-        UserError: The folder holds something that is no earlier export.
+        UserError: The folder holds something that is no earlier export, or there is no room for this one.
     """
     target = Path(folder).absolute()
     _refuse_foreign(target)
+    reshard(lm)  # layers that were left gathered hold copies in the type that they compute in
     if merge and is_quantized(lm):
         log.warning("%s: 4-bit weights take no update, so the adapter alone is exported. %s", folder, _HOW_TO_MERGE)
         merge = False
@@ -71,16 +73,17 @@ def export(
         write = _model_writer(lm)
     if world()[0] != 0:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        write(temporary)
-        tokenizer.save_pretrained(temporary)
-        _copy_processor(lm, temporary)
-        temporary.chmod(0o755)  # mkdtemp made it the user's alone
-        _replace(target, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with room_for(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            write(temporary)
+            tokenizer.save_pretrained(temporary)
+            _copy_processor(lm, temporary)
+            temporary.chmod(0o755)  # mkdtemp made it the user's alone
+            _replace(target, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_processor(lm: PreTrainedModel | PeftModel, folder: Path) -> None:
@@ -144,19 +147,24 @@ def _merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
     }
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            for parameter, value in _merged_layer(module).named_parameters():
+            for parameter, value in merged_layer(module).named_parameters():
                 state[f"{name}.{parameter}"] = value.detach()
     for tied in model.all_tied_weights_keys:  # gathered shards no longer share memory: left in, it would be saved twice
         state.pop(tied, None)
     return state
 
 
-def _merged_layer(module: LoraLayer) -> nn.Module:
+def merged_layer(module: Any) -> nn.Module:
     """The layer under an adapter with the update added, as peft does it, on a copy of this one layer."""
-    layer: Any = copy.deepcopy(module)
-    for part in layer.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            part.register_parameter(name, torch.nn.Parameter(gathered(parameter.detach()), requires_grad=False))
+    # weights are given to the copy, not copied with all that hangs on them: of sharded gradients there is no copy
+    made = {id(p): torch.nn.Parameter(_own(p.detach()), requires_grad=False) for p in module.parameters()}
+    layer = copy.deepcopy(module, dict(made))
     layer.merge()
     base: nn.Module = layer.get_base_layer()
     return base
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The whole tensor in memory of its own."""
+    found = gathered(tensor)
+    return found.clone() if found is tensor else found

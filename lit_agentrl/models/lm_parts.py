@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lit_agentrl.errors import UserError
@@ -63,7 +64,8 @@ def head_of(lm: nn.Module) -> Head | None:
     # Subclasses may be quantised (bitsandbytes) or carry an adapter; FSDP2 makes one that is still a plain matrix.
     if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point() or linear.weight.ndim != 2:
         return None
-    return Head(linear.weight, linear.bias, *_logit_scaling(lm))
+    weight, bias = (held.to_local() if isinstance(held, DTensor) else held for held in (linear.weight, linear.bias))
+    return Head(weight, bias, *_logit_scaling(lm))  # a DTensor: whole on every rank, beside a split decoder
 
 
 def logits_of(lm: nn.Module, hidden: Tensor) -> Tensor:

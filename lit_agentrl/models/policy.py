@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from lit_agentrl.models.vision_families import has_vision
 from lit_agentrl.models.vision_parts import Vision, adapter_targets, freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ __all__ = [
     "Lora",
     "Quantize",
     "Vision",
+    "blank_policy",
     "check_tokenizer",
     "export",
     "load_policy",
@@ -154,13 +156,38 @@ def load_policy(
         policy = _with_adapter(lm, source.adapter, empty)
     elif lora is not None:
         policy = _add_lora(lm, lora, pretrained, states)
-    freeze(lm, states)
-    if gradient_checkpointing:
-        recompute_activations(lm)
-    for module in policy.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # an adapter from elsewhere may bring one
-    return policy.eval()
+    return _made_ready(policy, lm, states, gradient_checkpointing)
+
+
+def blank_policy(
+    config: PreTrainedConfig,
+    *,
+    dtype: DType = "float32",
+    attention: Attention = "sdpa",
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+    vision: Vision | None = None,
+    replace: Callable[[PreTrainedModel], None] | None = None,
+) -> PreTrainedModel | PeftModel:
+    """What `load_policy` would give for a model of this configuration, with weights that hold nothing (`meta`).
+
+    Args:
+        config: The model's.
+        dtype: As for `load_policy`, like all that follow.
+        attention: The implementation that transformers runs.
+        lora: An adapter.
+        gradient_checkpointing: Whether layers recompute their activations.
+        vision: Which parts are trained.
+        replace: Called with the model before it gets an adapter.
+    """
+    config = copy.deepcopy(config)
+    states = (vision or Vision()).states(lora is not None)
+    lm = _without_weights(config, dtype, attention)
+    with torch.device("meta"):
+        if replace is not None:
+            replace(lm)
+        policy = lm if lora is None else _add_lora(lm, lora, "", states)
+    return _made_ready(policy, lm, states, gradient_checkpointing)
 
 
 def max_context(lm: PreTrainedModel | PeftModel) -> int | None:
@@ -189,6 +216,19 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
             f"The tokenizer {name} has no chat template, which says how turns are written. Take the model's instruct "
             "variant, or put a chat_template.jinja into its folder."
         )
+
+
+def _made_ready(
+    policy: Policy, lm: PreTrainedModel, states: dict[Part, State], gradient_checkpointing: bool
+) -> PreTrainedModel | PeftModel:
+    """The policy with its parts frozen or trained, without dropout, in `eval()`."""
+    freeze(lm, states)
+    if gradient_checkpointing:
+        recompute_activations(lm)
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # an adapter from elsewhere may bring one
+    return policy.eval()
 
 
 def _load_weights(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,12 +31,14 @@ from lit_agentrl.models.lm_parts import (
     logits_of,
     require_causal,
 )
+from lit_agentrl.models.offload import OffloadActivations
 from lit_agentrl.models.prefix_tree import PackedTree
 from lit_agentrl.models.self_check import check_head, why_sharing_is_wrong
 from lit_agentrl.models.token_logprobs import token_logprobs
 from lit_agentrl.models.vision import VisionInputs
 from lit_agentrl.models.vision_families import why_images_are_unshareable
 from lit_agentrl.models.vision_forward import VisionForward
+from lit_agentrl.models.vision_parts import seeing_weights
 
 Backend = Literal["tree_merge", "dense", "flex"]
 
@@ -77,6 +80,9 @@ class PaddedModel(nn.Module):
         self.skeleton: tuple[nn.Module, ...] = ()  # of a sharded policy, for copies; no submodule, hence the tuple
         self.compute_dtype: torch.dtype | None = None
         """What a sharded policy's layers are gathered in; None: as the weights are held."""
+        self._seeing: list[tuple[nn.Module, str]] | None = None  # trained weights that only rows with images need
+        self.offload_activations = False
+        """Whether what the backward pass needs is kept in the CPU's memory."""
 
     def forward(
         self,
@@ -108,7 +114,24 @@ class PaddedModel(nn.Module):
             self.run_check()
         wanted = _wanted(token_ids, lengths, targets)
         images = None if vision is None or not any(vision.shown) else VisionForward(self.lm, vision, token_ids, lengths)
-        return self._score(token_ids, lengths, wanted, temperature, entropy, images)
+        with OffloadActivations(self.lm) if self.offload_activations and torch.is_grad_enabled() else nullcontext():
+            scores = self._score(token_ids, lengths, wanted, temperature, entropy, images)
+        if torch.is_grad_enabled() and (nothing := self._nothing()) is not None:
+            scores.logprobs = scores.logprobs + nothing
+        return scores
+
+    def _nothing(self) -> Tensor | None:
+        """0, with a gradient of 0 for all that sees: None where nothing of that is trained.
+
+        Rows of text, and layers after the one that LLaVA takes, give none. DDP waits for one of each weight, ranks of
+        FSDP2 reduce together what each of them has, and weight decay should not depend on the number of ranks.
+        """
+        if self._seeing is None:
+            self._seeing = seeing_weights(self.lm)  # type: ignore[arg-type]
+        if not self._seeing:
+            return None
+        first = [module.get_parameter(name).flatten()[:1].float() for module, name in self._seeing]
+        return 0.0 * torch.cat(first).sum()
 
     def run_check(self) -> None:
         """Compare with the model's own forward; called before the first use.

@@ -13,8 +13,10 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.models.lm_parts import base_lm, decoder_of
 from lit_agentrl.models.quantized import is_quantized
 from lit_agentrl.models.replica import skeleton_of
+from lit_agentrl.models.tensor_parallel import shard_dimension, split
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
     from lit_agentrl.models.scoring import PaddedModel
@@ -47,7 +49,18 @@ class Sharding:
         return found
 
 
-def shard(policy: PaddedModel, mesh: DeviceMesh, sharding: Sharding, precision: str = "32-true") -> None:
+def layers_of(lm: nn.Module) -> list[nn.Module]:
+    """The decoder's layers; none where the architecture's are not known."""
+    return [module for module in decoder_of(lm).modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def shard(
+    policy: PaddedModel,
+    mesh: DeviceMesh,
+    sharding: Sharding,
+    precision: str = "32-true",
+    tensor_parallel: DeviceMesh | None = None,
+) -> None:
     """Shard the decoder's layers, and what is left with the policy as the root, over `mesh`, in place.
 
     The vision tower stays with the root: ranks whose rows show no image do not run it, and would not take part in
@@ -58,6 +71,7 @@ def shard(policy: PaddedModel, mesh: DeviceMesh, sharding: Sharding, precision: 
         mesh: One dimension.
         sharding: How.
         precision: The trainer's.
+        tensor_parallel: Ranks that split the decoder's matrices among them; None, or one, splits nothing.
 
     Raises:
         UserError: The architecture has no known layers, or its weights are quantised.
@@ -66,16 +80,21 @@ def shard(policy: PaddedModel, mesh: DeviceMesh, sharding: Sharding, precision: 
     name = type(base_lm(lm)).__name__
     if is_quantized(lm):
         raise UserError("Weights of 4 bits cannot be sharded: use strategy=ddp with quantize, or quantize: none.")
-    layers = [module for module in decoder_of(lm).modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(lm)
     if not layers:
         raise UserError(f"{name} has no layers that could be sharded: use strategy=ddp.")
     policy.skeleton = (skeleton_of(lm),)
+    if tensor_parallel is not None and tensor_parallel.size() > 1:
+        split(lm, tensor_parallel)
     dtype = policy.compute_dtype = sharding.dtype(precision)
     reduced = None if dtype is None else torch.float32
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduced),
-        "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
+        "shard_placement_fn": shard_dimension,
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+        if sharding.cpu_offload
+        else OffloadPolicy(),
     }
     for layer in layers:
         fully_shard(layer, reshard_after_forward=sharding.reshard_after_forward, **options)

@@ -102,14 +102,19 @@ def freeze(lm: PreTrainedModel, states: dict[Part, State]) -> None:
             parameter.requires_grad_(trained)
 
 
-def seeing_weights(lm: PreTrainedModel | PeftModel) -> list[torch.nn.Parameter]:
-    """The trained weights of tower and connector: what rows of text leave without a gradient."""
+def seeing_weights(lm: PreTrainedModel | PeftModel) -> list[tuple[torch.nn.Module, str]]:
+    """The trained weights of tower and connector, each by its module and its name there.
+
+    They are what rows of text leave without a gradient. By place: a sharded module has another tensor there while its
+    weights are gathered.
+    """
     base: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
     parts = Parts(base)
     return [
-        parameter
-        for name, parameter in base.named_parameters()
-        if parameter.requires_grad and parts.of(name.replace(".base_layer.", ".")) != "language"
+        (module, weight)
+        for name, module in base.named_modules()
+        for weight, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad and parts.of(f"{name}.{weight}".replace(".base_layer.", ".")) != "language"
     ]
 
 

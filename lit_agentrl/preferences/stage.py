@@ -107,7 +107,7 @@ class MiningRun(L.Callback):
 
     def _mine(self, prompts: Sequence[Prompt], source: MiningSource, origin: Record, folder: Path) -> Chunk:
         """The pairs of a few tasks; ranks share them."""
-        rank, size = distributed.world()
+        rank, size = distributed.share()
         mine = [self._records(found, origin, folder) for found in self._found(prompts[rank::size], source)]
         shares = distributed.gather(mine)
         chunk = Chunk()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, cast
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.lm_parts import base_lm
-from lit_agentrl.models.replica import Replica
-from lit_agentrl.models.scoring import PaddedModel
-from lit_agentrl.models.shards import is_sharded
 from lit_agentrl.models.vision_families import FAMILIES, family_of, why_images_are_unshareable
 from lit_agentrl.rollouts.batches import batches
 from lit_agentrl.rollouts.decode import DecodeBatch
@@ -23,6 +19,7 @@ from lit_agentrl.rollouts.image_tokens import ImageTokens
 from lit_agentrl.rollouts.lm_limits import default_stop_ids, max_length, vocab_size
 from lit_agentrl.rollouts.plain import generate_plain
 from lit_agentrl.rollouts.prefix_store import PrefixStore
+from lit_agentrl.rollouts.sampled_weights import SampledWeights
 from lit_agentrl.rollouts.sampling import Actions
 from lit_agentrl.rollouts.stop_strings import StopStrings
 from lit_agentrl.types import Completion, Engine
@@ -30,11 +27,12 @@ from lit_agentrl.types import Completion, Engine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from lit_agentrl.images import Image, ImageReader
-    from lit_agentrl.types import SamplingParams
+    from lit_agentrl.types import Fingerprint, SamplingParams
 
 
 class HFEngine(Engine):
@@ -96,10 +94,9 @@ class HFEngine(Engine):
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.max_prefill_tokens = max_prefill_tokens
+        self.max_cached_tokens = max_cached_tokens
         self.seed = seed
-        self.own_weights = own_weights
-        self._replica: Replica | None = None
-        self._copied_from: nn.Module | None = None
+        self._weights = SampledWeights("HFEngine", own_weights)
         self._num_calls = 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._reader: ImageReader | None = None
@@ -127,13 +124,7 @@ class HFEngine(Engine):
         Raises:
             UserError: If it is neither.
         """
-        lm = policy if isinstance(policy, PreTrainedModel | PeftModel) else getattr(policy, "lm", None)
-        if not isinstance(lm, PreTrainedModel | PeftModel):
-            raise UserError(
-                f"HFEngine.sync needs a transformers or PEFT model, or a module with one as `.lm`: {policy!r}."
-            )
-        if self.own_weights or is_sharded(policy):
-            lm = self._copied(policy)
+        lm = self._weights.of(policy)
         if lm is not self._lm:
             self._lm = cast("PreTrainedModel", lm)  # a PEFT model forwards what it lacks to the model inside
             self._driver, self._images = None, None
@@ -144,18 +135,16 @@ class HFEngine(Engine):
     @property
     def shares_weights(self) -> bool:
         """Whether the policy's own tensors are sampled from."""
-        return not self.own_weights and self._replica is None
+        return self._weights.are_shared
 
-    def _copied(self, policy: nn.Module) -> PreTrainedModel | PeftModel:
-        if not isinstance(policy, PaddedModel):
-            raise UserError(
-                f"HFEngine.sync: to copy the weights of a policy it needs the module that scores with it (PaddedModel, "
-                f"PrefixGroupedModel), not {type(policy).__name__}."
-            )
-        if self._replica is None or self._copied_from is not policy:
-            self._replica, self._copied_from = Replica(policy), policy
-        self._replica.refresh(policy)
-        return cast("PreTrainedModel", self._replica.lm)
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What a copy is held in; None where it is as the policy's weights are."""
+        return self._weights.dtype
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Of the weights it samples from, an adapter merged; None where that is not the policy merged."""
+        return self._weights.fingerprint()
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""

@@ -1,0 +1,216 @@
+"""What a training step holds, counted on tensors without storage: the step runs, no number is computed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_agentrl.doctor.plan_tracker import LiveBytes
+from lit_agentrl.models import offload
+from lit_agentrl.models.lm_parts import decoder_of
+from lit_agentrl.models.offload import OffloadActivations
+from lit_agentrl.models.scoring import PaddedModel
+from lit_agentrl.types import TrainBatch
+
+Device = Literal["cpu", "cuda"]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+SAMPLE = 2**18
+"""Weights that an optimiser which does not run without storage is tried on."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Bytes of weights by what FSDP2 gathers together, and how many of them are trained."""
+
+    largest: int
+    """The largest decoder layer."""
+    largest_trained: int
+    root: int
+    """All outside the decoder's layers: embeddings, head, norms, vision tower."""
+    root_trained: int
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """The parts of a training step's memory."""
+
+    trained: int
+    """Weights that are trained."""
+    frozen: int
+    """Weights that are not, and buffers; those in 4 bits with their scales."""
+    gradients: int
+    optimizer: int
+    """States of the optimiser."""
+    activations: int
+    """Most of what a forward and backward pass holds above weights, gradients and states: activations, gradients before
+    they are added, parts of the logits."""
+    update: int
+    """Most of what the optimiser's step holds above them."""
+    offloaded: int
+    """Activations that `offload_activations` keeps in the CPU's memory."""
+    layers: Layers
+
+    @property
+    def weights(self) -> int:
+        """All of them."""
+        return self.trained + self.frozen
+
+    @property
+    def resting(self) -> int:
+        """What lives between two micro-batches."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """Of a step on one device."""
+        return self.resting + max(self.activations, self.update)
+
+
+def count_step(
+    policy: PaddedModel,
+    batch: TrainBatch,
+    make_optimizer: MakeOptimizer,
+    *,
+    autocast: torch.dtype | None = None,
+    device: Device = "cpu",
+    offloads: bool = False,
+) -> StepBytes:
+    """Run a step of `policy`, which holds nothing, on rows that are real, and count.
+
+    Counted is a later micro-batch of a later step: gradients and states are there already.
+
+    Args:
+        policy: Filled by `plan_policy.fill`.
+        batch: One micro-batch, on the CPU.
+        make_optimizer: Called with the trained weights.
+        autocast: The type of automatic mixed precision.
+        device: Where the step will run. On a GPU the optimiser updates all weights in one call each, and the head takes
+            more of the vocabulary at a time: faster, and more memory.
+        offloads: Whether activations are moved to the CPU's memory.
+    """
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    with LiveBytes() as count, _head_of(device):
+        num_trained = count.hold(trained)
+        frozen = count.hold([*policy.parameters(), *policy.buffers()])
+        for weight in trained:
+            weight.grad = torch.zeros_like(weight)
+        gradients = count.live - num_trained - frozen
+        optimizer, states, update = _count_optimizer(count, make_optimizer, trained, foreach=device == "cuda")
+        before = count.live
+        moved = _Counted(policy.lm) if offloads else nullcontext()
+        count.restart()
+        with moved, torch.autocast("cpu", dtype=autocast) if autocast else nullcontext():
+            logp = policy(
+                batch.token_ids,
+                batch.lengths,
+                targets=batch.action_mask,
+                temperature=batch.temperature,
+                entropy=True,
+                vision=batch.vision,
+            ).logprobs
+            loss = -(batch.advantages * logp).sum() / batch.num_action_tokens
+        loss.backward()
+        activations = count.peak - before
+        del optimizer  # until here: its states had to live
+    return StepBytes(
+        trained=num_trained,
+        frozen=frozen,
+        gradients=gradients,
+        optimizer=states,
+        activations=activations,
+        update=update,
+        offloaded=moved.total if isinstance(moved, _Counted) else 0,
+        layers=_layers(policy),
+    )
+
+
+@contextmanager
+def _head_of(device: Device) -> Iterator[None]:
+    """Let the head visit the vocabulary in the chunks of another device."""
+    file: Any = importlib.import_module("lit_agentrl.models.token_logprobs")  # its function hides it in the package
+    kept = file.VOCAB_CHUNK
+    if device == "cuda":
+        file.VOCAB_CHUNK = max(kept, file.CUDA_LOGITS // file.TOKEN_CHUNK)
+    try:
+        yield
+    finally:
+        file.VOCAB_CHUNK = kept
+
+
+class _Counted(OffloadActivations):
+    """Offloading to nowhere: what is put away stops to count."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__(lm)
+        self.total = 0
+
+    def moves(self, tensor: Tensor) -> bool:
+        return tensor.nbytes >= offload.SMALL and not self._is_weight(tensor)
+
+    def out(self, tensor: Tensor) -> Any:
+        self.total += tensor.nbytes
+        return tensor.shape, tensor.stride(), tensor.dtype
+
+    def back(self, away: Any) -> Tensor:
+        shape, stride, dtype = away
+        return next(self._lm.parameters()).new_empty_strided(shape, stride, dtype=dtype)
+
+
+def _count_optimizer(
+    count: LiveBytes, make: MakeOptimizer, trained: list[nn.Parameter], *, foreach: bool
+) -> tuple[object, int, int]:
+    """What holds an optimiser's states, their bytes, and the most that its second step holds above them."""
+    before = count.live
+    try:
+        optimizer = make(trained)
+        for group in optimizer.param_groups:
+            if foreach and group.get("foreach", False) is None and not group.get("fused"):
+                group["foreach"] = True
+        optimizer.step()
+    except Exception as error:  # whatever kernels of other packages raise at tensors without storage
+        log.debug("The optimiser does not run without storage: %s", error)
+        return None, _sampled_optimizer(make, trained), 0
+    states = count.live - before
+    count.restart()
+    resting = count.live
+    optimizer.step()
+    return optimizer, states, count.peak - resting
+
+
+def _sampled_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> int:
+    """Bytes of the states by those of a real tensor of `SAMPLE` weights: what is paged is not on the device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weight = nn.Parameter(torch.zeros(SAMPLE, dtype=trained[0].dtype, device=device))
+    weight.grad = torch.ones_like(weight)
+    optimizer = make([weight])
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    resident = sum(value.nbytes for value in states if not getattr(value, "is_paged", False))
+    return round(resident / SAMPLE * sum(p.numel() for p in trained))
+
+
+def _layers(policy: PaddedModel) -> Layers:
+    """By the units that `sharding.shard` makes."""
+    layers = [module for module in decoder_of(policy.lm).modules() if isinstance(module, GradientCheckpointingLayer)]
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    outside = [p for p in policy.parameters() if id(p) not in inside]
+    return Layers(
+        largest=max((_bytes(layer.parameters()) for layer in layers), default=0),
+        largest_trained=max((_bytes(layer.parameters(), trained=True) for layer in layers), default=0),
+        root=_bytes(outside),
+        root_trained=_bytes(outside, trained=True),
+    )
+
+
+def _bytes(weights: Any, *, trained: bool = False) -> int:
+    return sum(p.nbytes for p in weights if p.requires_grad or not trained)
