@@ -17,6 +17,7 @@ class RolloutModule(Protocol):
     policy: PaddedModel | None
     group_relative: bool
     credit: Credit
+    old_logprobs: str
     advantage_sums: dict[str, tuple[float, float]]
 
     @property

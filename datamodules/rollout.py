@@ -19,7 +19,7 @@ from lit_agentrl.datamodules.collector import Collection, Order, Prefetch, Round
 from lit_agentrl.datamodules.module import RolloutModule
 from lit_agentrl.datamodules.prompts import PromptCursor
 from lit_agentrl.datamodules.rank_state import check_suite, rank_states, restore_random, restore_suite
-from lit_agentrl.datamodules.rollout_checks import check_fit, check_options
+from lit_agentrl.datamodules.rollout_checks import check_fit, check_options, warn_of_kernels
 from lit_agentrl.datamodules.signal import has_signal, without_failures
 from lit_agentrl.datamodules.statistics import (
     budget_metrics,
@@ -183,9 +183,10 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if stage == "fit":
             reload: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # a connector's
-            relative = self._module().group_relative
-            check_fit(self, group_relative=relative, num_ranks=distributed.share()[1], reload=reload)
+            module = self._module()
+            check_fit(self, group_relative=module.group_relative, num_ranks=distributed.share()[1], reload=reload)
             check_suite(self.environment, in_processes=self.host is not None, is_ahead=self.staleness > 0)
+            warn_of_kernels(self, module.old_logprobs)
         if self.host:
             self.host.start()
         self._parts()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lit_agentrl.errors import UserError
 from lit_agentrl.rewards import check_rewards
 from lit_agentrl.rollouts.engine import check_stop
+from lit_agentrl.rollouts.vllm.base import SyncedEngine
 
 if TYPE_CHECKING:
     from lit_agentrl.datamodules.rollout import RolloutDataModule
@@ -71,6 +72,16 @@ def check_fit(data: RolloutDataModule, *, group_relative: bool, num_ranks: int, 
         )
     if not data.environment.tasks("train"):
         raise UserError("The train split has no tasks: check the environment's options.")
+
+
+def warn_of_kernels(data: RolloutDataModule, old_logprobs: str) -> None:
+    """Say what it means to train on the log-probabilities of an engine whose arithmetic is not the trainer's."""
+    if old_logprobs == "sampler" and isinstance(data.engine, SyncedEngine):
+        log.warning(
+            "model.old_logprobs=sampler with %s, whose kernels are not the trainer's: the ratio of the first update is "
+            "off from 1 by their difference. Set it to auto or recompute.",
+            type(data.engine).__name__,
+        )
 
 
 def _check_sampling(data: RolloutDataModule) -> None:

@@ -174,6 +174,12 @@ def fitted(run: Path) -> None:
     """Two iterations were trained, and the sampler's log-probabilities were close to the trainer's."""
     rows = [row for row in runs.metrics(run) if row.get("train/loss")]
     assert len(rows) == 2
+    gaps = [float(row["canary/logp_gap"]) for row in runs.metrics(run) if row.get("canary/logp_gap")]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-4
+    weights = [float(row["canary/fingerprint_gap"]) for row in runs.metrics(run) if row.get("canary/fingerprint_gap")]
+    assert len(weights) == 2
+    assert max(weights) < 1e-9
 
 
 def test_a_fit_over_the_server(url, folder, tmp_path):

@@ -9,8 +9,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from fake_vllm import FakeVLLM, Fault, changed, first, hang, only, raw, status, too_few
+from lit_agentrl.datamodules import RolloutDataModule
+from lit_agentrl.datamodules.rollout_checks import warn_of_kernels
+from lit_agentrl.envs import EchoSuite
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import Lora, load_policy, load_tokenizer
+from lit_agentrl.rollouts import HFEngine
 from lit_agentrl.rollouts.vllm import EngineError, VLLMServer
 from lit_agentrl.rollouts.vllm.http import Address
 from lit_agentrl.types import Fingerprint, SamplingParams
@@ -331,6 +335,14 @@ def test_what_cannot_be_is_refused(lm, tiny_lm, caplog):
             for _ in range(2):
                 made.generate([[5]], SamplingParams(max_new_tokens=4, top_p=0.9))
     assert caplog.text.count("truncated distribution") == 1
+
+
+def test_log_probabilities_of_other_kernels_are_warned_of_where_they_are_trained_on(tiny_lm, caplog):
+    for engine, option in ((HFEngine(), "sampler"), (VLLMServer(), "auto"), (VLLMServer(), "recompute")):
+        warn_of_kernels(RolloutDataModule(EchoSuite(), tiny_lm, engine), option)
+    assert caplog.text == ""
+    warn_of_kernels(RolloutDataModule(EchoSuite(), tiny_lm, VLLMServer()), "sampler")
+    assert "model.old_logprobs=sampler with VLLMServer" in caplog.text
 
 
 def test_addresses():
