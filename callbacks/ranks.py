@@ -62,7 +62,9 @@ class RankWatch(Callback):
         self._hint: Callable[[], str] = str
         self._has_spoken = False
         self._local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self._parent = int(os.environ.get(LAUNCHER, "0")) if self._local_rank else 0
+        # torchrun's ranks have the agent above them, whoever left the variable in its environment
+        is_ours = self._local_rank > 0 and "TORCHELASTIC_RUN_ID" not in os.environ
+        self._parent = int(os.environ.get(LAUNCHER, "0")) if is_ours else 0
         self._is_launched = bool(self._parent)
         if self._is_launched:
             self._start()  # the launcher may die while this process is still loading
