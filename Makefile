@@ -71,7 +71,7 @@ pipeline: $(VENV)/.installed
 	@$(BIN)/lit-agentrl pipeline configs/pipeline/derm_cpu.yaml
 
 test: $(VENV)/.installed
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.linters
 	@$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """Is the memory planner right? Predicted and measured peaks of training steps, over a small grid on a CPU.
 
-    python benchmarks/memory_plan.py [--pretrained smollm2-135m-instruct --tokens 128 256 --output benchmarks/memory_plan.md]
+    python benchmarks/memory_plan.py [--tokens 128 256 --cases "LoRA r 16" --output benchmarks/memory_plan.md]
 
 A case is two optimiser steps on one micro-batch of a group (rows of 64 tokens, half of each the prompt). The prediction
 is made before the weights are loaded. The error is that of what the step adds to the weights, which both count alike.
@@ -45,10 +45,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    tokens_given = " ".join(map(str, options.tokens))
     lines = [
         f"# Memory, predicted and measured: {options.pretrained}",
         "",
-        f"torch {torch.__version__}, CPU; `python benchmarks/memory_plan.py --tokens {' '.join(map(str, options.tokens))}`.",
+        f"torch {torch.__version__}, CPU; `python benchmarks/memory_plan.py --tokens {tokens_given}`.",
         "MiB; the error is that of what a step adds to the weights.",
         "",
         "| case | rows | tokens | weights | step predicted | measured | error | plan s | step s |",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -15,9 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
-from lit_agentrl.checkpoints.whole import write_manifest
+from lit_agentrl.checkpoints.whole import damage, write_manifest
 from lit_agentrl.errors import UserError
 from lit_agentrl.files import TEMPORARY_SUFFIX, sync_folder
+
+log = logging.getLogger(__name__)
 
 
 class IterationCheckpoint(ModelCheckpoint):
@@ -179,6 +182,10 @@ class IterationCheckpoint(ModelCheckpoint):
         """Delete what a newer file has replaced, or, where the newest are kept, what has become too old."""
         if self.monitor is not None:
             super()._remove_checkpoint(trainer, filepath)
+            return
+        reason = damage(Path(self.best_model_path), thorough=False) if trainer.is_global_zero else ""
+        if reason:  # a disk, or whoever shares it, has spoilt what was written a moment ago
+            log.warning("%s was written, but %s. Older checkpoints are kept.", self.best_model_path, reason)
             return
         while len(self._older) > self.keep - 1:
             super()._remove_checkpoint(trainer, self._older.pop(0))

@@ -49,11 +49,11 @@ class RankWatch(Callback):
     Example:
         ```yaml
         trainer:
-          callbacks: [{class_path: lit_agentrl.callbacks.RankWatch, init_args: {patience: 30}}]
+          callbacks: [{class_path: lit_agentrl.callbacks.RankWatch, init_args: {patience: 60}}]
         ```
     """
 
-    def __init__(self, patience: float = 10.0) -> None:
+    def __init__(self, patience: float = 20.0) -> None:
         if not patience > 0:
             raise UserError(f"RankWatch(patience={patience}): seconds, more than 0.")
         self.patience = patience
@@ -63,7 +63,8 @@ class RankWatch(Callback):
         self._has_spoken = False
         self._local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._parent = int(os.environ.get(LAUNCHER, "0")) if self._local_rank else 0
-        if self._parent:
+        self._is_launched = bool(self._parent)
+        if self._is_launched:
             self._start()  # the launcher may die while this process is still loading
         else:
             os.environ[LAUNCHER] = str(os.getpid())  # for those that this process is about to launch
@@ -72,6 +73,7 @@ class RankWatch(Callback):
         """Begin to watch; all processes have met by now."""
         if trainer.world_size == 1:
             return
+        self._local_rank = trainer.local_rank  # under SLURM it is in another variable
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and launcher.procs:
             self._ranks = launcher.procs
@@ -134,8 +136,8 @@ class RankWatch(Callback):
             raise RankLostError(self._watch.reason)
 
     def _speak(self) -> None:
-        """Say how to resume, once on every machine."""
-        if not self._has_spoken and self._local_rank <= 1 and (hint := self._hint()):
+        """Say how to resume, once on every machine: the first rank of those that outlive what is lost."""
+        if not self._has_spoken and self._local_rank == int(self._is_launched) and (hint := self._hint()):
             self._has_spoken = True
             print(f"\n{hint}", file=sys.stderr, flush=True)
 

@@ -48,18 +48,21 @@ class RunLog(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
+    _size: int | None = None
+    """Of the file as it was last whole; None before there is one."""
+
     def save(self) -> None:
         """Append the rows, all of them or none."""
         path = Path(self.metrics_file_path)
         with room_for(path):
-            size = path.stat().st_size if path.exists() else None
+            self._size = path.stat().st_size if path.exists() else None
             try:
                 super().save()
             except OSError:
-                if size is None:
+                if self._size is None:
                     path.unlink(missing_ok=True)
                 else:
-                    os.truncate(path, size)
+                    os.truncate(path, self._size)
                 raise
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
@@ -71,3 +74,4 @@ class _Writer(ExperimentWriter):
         writer.writeheader()
         writer.writerows(rows)
         write_text(path, text.getvalue())
+        self._size = path.stat().st_size

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from lit_agentrl.datamodules.batches import Batches, finished_epochs
 from lit_agentrl.datamodules.collector import Collection, Order, Prefetch, Rounds, Seat
 from lit_agentrl.datamodules.module import RolloutModule
 from lit_agentrl.datamodules.prompts import PromptCursor
+from lit_agentrl.datamodules.rank_state import check_suite, rank_states, restore_random, restore_suite
 from lit_agentrl.datamodules.rollout_checks import check_fit, check_options, warn_of_kernels
 from lit_agentrl.datamodules.signal import has_signal, without_failures
 from lit_agentrl.datamodules.statistics import (
@@ -146,6 +148,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._position = 0  # the first prompt of the next iteration, the ones collected ahead not counted
         self._ahead: Prefetch | None = None
         self._canary_metrics: dict[str, float] = {}
+        self._resumed: list[dict[str, Any]] = []  # every rank's state in the checkpoint, until the next collection
         self._ready: tuple[PreTrainedTokenizerBase, Chat, EnvironmentPool] | None = None
         self._reader: ImageReader | None = None
 
@@ -182,6 +185,7 @@ class RolloutDataModule(L.LightningDataModule):
             reload: int = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]  # a connector's
             module = self._module()
             check_fit(self, group_relative=module.group_relative, num_ranks=distributed.share()[1], reload=reload)
+            check_suite(self.environment, in_processes=self.host is not None, is_ahead=self.staleness > 0)
             warn_of_kernels(self, module.old_logprobs)
         if self.host:
             self.host.start()
@@ -199,9 +203,13 @@ class RolloutDataModule(L.LightningDataModule):
         if self._is_last(iteration - 1):
             return DataLoader(Batches([]), batch_size=None)  # a finished run was resumed: nothing will be trained
         if iteration != self._collected:
+            resumed, self._resumed = self._resumed, []
+            if resumed:  # here, where the saved run went on as well: what a start draws is not in the checkpoint
+                restore_random(resumed, [self.seed, self._position])
             self._collect_iteration(iteration)
             self._collected = iteration
-        return DataLoader(Batches(self._batches), batch_size=None)
+        # A generator of its own: an iterator draws a number, and Lightning makes fewer of them after a resume.
+        return DataLoader(Batches(self._batches), batch_size=None, generator=torch.Generator())
 
     def _collect_iteration(self, iteration: int) -> None:
         """Collect, have it valued, and cut it into batches. Ranks meet in here, and only in here."""
@@ -447,15 +455,23 @@ class RolloutDataModule(L.LightningDataModule):
         return [0]
 
     def state_dict(self) -> dict[str, Any]:
-        """The prompt cursor and what was spent; sampling needs no state, its randomness is keyed by numbers.
+        """The prompt cursor, what was spent, and what each rank has of its own. Called by all ranks, as Lightning does.
 
-        Rollouts collected ahead are in neither: a resumed run collects them anew, with the weights that it has.
+        Sampling needs no state, its randomness is keyed by numbers. Rollouts collected ahead are not in it: a resumed
+        run collects them anew, with the weights that it has.
         """
-        return {"position": self._position, "totals": asdict(self.totals), "total_seconds": self.total_seconds}
+        return {
+            "position": self._position,
+            "totals": asdict(self.totals),
+            "total_seconds": self.total_seconds,
+            "ranks": rank_states(self.environment),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the next prompts and the budget that is left."""
         self._position = int(state_dict["position"])
+        self._resumed = state_dict.get("ranks", [])
+        restore_suite(self.environment, self._resumed)
         if "totals" not in state_dict:
             log.warning("The checkpoint holds no ledger (it is of an older version): budgets count from here on.")
             return

@@ -15,7 +15,7 @@ from lit_agentrl.errors import UserError
 TEMPORARY_SUFFIX = ".tmp"
 
 
-class DiskFullError(UserError):
+class DiskFullError(UserError, OSError):
     """There was no room for a file; the text names it, what is free and what to do."""
 
 

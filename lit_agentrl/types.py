@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -319,6 +319,23 @@ class EnvironmentSuite(ABC):
         Failed episodes are in `groups`. The same names whatever the episodes were; NaN where nothing supports one.
         """
         return {}
+
+
+@runtime_checkable
+class StatefulSuite(Protocol):
+    """What a suite has besides that changes while it is played, such as a curriculum: its state is in checkpoints.
+
+    Every rank has a suite of its own, which sees the episodes of that rank alone. Each gets its own state back; on
+    another number of ranks, rank r gets that of rank r modulo the number saved.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings, None, tensors, and containers of them: checkpoints are loaded as data only."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; called before the first episode."""
+        ...
 
 
 Conversation = list[tuple[Observation, str]]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,19 +75,21 @@ STANDING = (
 
 
 class Run:
-    """The command line in a session of its own, and who of that session still lives."""
+    """The command line in a session of its own, and which processes that it started still live."""
 
-    def __init__(self, arguments: list[str], log: Path, **environment: str) -> None:
+    def __init__(self, arguments: list[str], log: Path, program: tuple[str, ...] = (), **environment: str) -> None:
         self.log = log
+        self.name = f"FAULT_RUN={uuid.uuid4()}"
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "lit_agentrl", *arguments],
+                [sys.executable, "-u", *program, "-m", "lit_agentrl", *arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=os.environ
                 | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-                | environment,
+                | environment
+                | {"FAULT_RUN": self.name.partition("=")[2]},
                 start_new_session=True,
                 # whoever runs pytest in the background hands an ignored SIGINT down
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -97,7 +100,7 @@ class Run:
         return self.log.read_text()
 
     def ranks(self) -> dict[int, int]:
-        """The process of each rank that lives."""
+        """The process of each rank that lives, when Lightning has started them."""
         found = {}
         for process in self.living():
             words = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
@@ -107,15 +110,16 @@ class Run:
         return found
 
     def living(self) -> list[int]:
-        """The processes of the session, without those that only wait to be buried."""
+        """The processes with the run's mark, without those that only wait to be buried."""
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 try:
-                    state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                except (FileNotFoundError, ProcessLookupError):
+                    is_marked = self.name.encode() in (folder / "environ").read_bytes()
+                    state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
                     continue
-                if int(session) == self.process.pid and state != "Z":
+                if is_marked and state != "Z":
                     found.append(int(folder.name))
         return found
 
@@ -132,7 +136,7 @@ class Run:
         start = time.monotonic()
         while self.process.poll() is None or self.living():
             assert time.monotonic() < start + within, f"{self.living()} still live\n{self.output}"
-            time.sleep(0.02)
+            time.sleep(0.1)
         return self.process.returncode, time.monotonic() - start
 
     def kill(self) -> None:
@@ -146,8 +150,8 @@ def runs(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs; what is left of them at the end is killed."""
     started: list[Run] = []
 
-    def begin(arguments: list[str], **environment: str) -> Run:
-        started.append(Run(arguments, tmp_path / f"output-{len(started)}.txt", **environment))
+    def begin(arguments: list[str], **more: Any) -> Run:
+        started.append(Run(arguments, tmp_path / f"output-{len(started)}.txt", **more))
         return started[-1]
 
     yield begin

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_agentrl.cli import main
@@ -199,3 +200,23 @@ def test_a_4_bit_run_exports_its_adapter(method: str, fits: Fits, tiny_lm: str, 
     merged = logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
     torch.testing.assert_close(merged, logprobs(whole), rtol=0, atol=1e-5)
     assert (merged - expected).abs().max() < 10 * cost
+
+
+@NEEDS_BITS
+def test_states_of_8_bits_are_saved_and_resumed(fits: Fits, tiny_lm: str, pairs: Path, tmp_path: Path) -> None:
+    """bitsandbytes' AdamW, by its class path: one byte for each of two states of a large weight, after a resume too."""
+    eight = ["--model.optimizer", "bitsandbytes.optim.AdamW8bit", "--model.optimizer.lr", "1e-2"]
+    eight += ["--model.lora", "null", "--model.kl_coef", "0"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    main([*options("grpopp", "lora", tiny_lm, whole, pairs), *eight])
+    first = whole / "checkpoints" / "iteration_000000.ckpt"
+    main([*options("grpopp", "lora", tiny_lm, part, pairs), *eight, "--ckpt_path", str(first)])
+    saved = loaded(whole / "checkpoints" / "last.ckpt")
+    states = [
+        leaf for leaf in tree_leaves(saved["optimizer_states"]) if isinstance(leaf, Tensor) and leaf.numel() > 4096
+    ]
+    assert len(states) >= 2
+    assert {state.dtype for state in states if state.numel() > 16384} == {torch.uint8}
+    found = loaded(part / "checkpoints" / "last.ckpt")["state_dict"]
+    for name, value in saved["state_dict"].items():
+        assert torch.equal(found[name], value)

@@ -46,7 +46,7 @@ ITERATIONS = "7"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy"), [("ddp", DDP), ("fsdp2", FSDP2)])
-def test_two_ranks_killed_and_told_to_end(tiny_lm, tmp_path, runs, name, strategy, record_property):  # noqa: F811
+def test_two_ranks_killed_and_told_to_end(tiny_lm, tmp_path, runs, name, strategy):  # noqa: F811
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = (*STANDING, *strategy, "--trainer.max_epochs", ITERATIONS, "--evaluation.every_n_epochs", "0")
     run = runs(options(tiny_lm, whole, *more))
@@ -79,3 +79,20 @@ def test_two_ranks_killed_and_told_to_end(tiny_lm, tmp_path, runs, name, strateg
     assert first["epoch"] == second["epoch"] == int(ITERATIONS) - 1
     torch.testing.assert_close(second["state_dict"], first["state_dict"], rtol=0, atol=0)
     torch.testing.assert_close(second["optimizer_states"], first["optimizer_states"], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_ranks_end_when_torchruns_agent_is_killed(tiny_lm, tmp_path, runs):  # noqa: F811
+    """The agent alone: its workers are nobody's children then."""
+    folder = tmp_path / "run"
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    arguments = options(tiny_lm, folder, *STANDING, *DDP, "--evaluation.every_n_epochs", "0")
+    run = runs(arguments, program=torchrun, FAULT="rollout:1:0", FAULT_FOLDER=str(folder))
+    run.until((folder / MARKER).exists)
+    time.sleep(0.3)
+    assert len(run.living()) == 3
+    run.process.kill()
+    code, seconds = run.end(within=KILLED)
+    print(f"torchrun: {code}, {seconds:.1f} s")
+    assert run.output.count(f"--ckpt_path {folder}/checkpoints/last.ckpt") == 1, run.output
+    assert f"process {run.process.pid}, which started this one (rank 0 here), is gone" in run.output

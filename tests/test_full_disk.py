@@ -12,6 +12,7 @@ import torch
 
 from disk_parts import FILLER, fill
 from lit_agentrl import models
+from lit_agentrl.callbacks import RunLog
 from lit_agentrl.cli import main
 from lit_agentrl.files import DiskFullError, append_line, is_disk_full, replace_atomically, room_for
 from lit_agentrl.models.export import export
@@ -102,6 +103,33 @@ def test_what_is_written_to_a_full_disk_is_as_before(disk):
     assert torch.equal(torch.load(path, weights_only=True), torch.ones(3))
     assert (disk / "lines").read_text().startswith("one\n")
     assert sorted(p.name for p in disk.iterdir()) == ["lines", "state.pt"]
+
+
+def test_the_run_log_takes_back_a_row_without_room(tmp_path, monkeypatch):
+    """After a new column has had the file written anew, too: the rows before stay."""
+    log = RunLog(str(tmp_path), name="logs")
+    log.log_metrics({"a": 1.0}, step=0)
+    log.save()
+    path = Path(log.log_dir) / "metrics.csv"
+    rows = csv.DictWriter.writerows
+
+    def half(writer, records):
+        if len(records := list(records)) == 1 and "b" in records[0]:
+            writer.writer.writerow(["half"])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rows(writer, records)
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", half)
+    log.log_metrics({"b": 2.0}, step=1)
+    with pytest.raises(DiskFullError, match=r"metrics\.csv could not be written"):
+        log.save()
+    assert path.read_text().split() == ["a,b,step", "1.0,,0"]
+    log.finalize("failed")  # no second exception
+    with pytest.raises(DiskFullError):
+        log.finalize("success")
+    monkeypatch.undo()
+    log.save()
+    assert path.read_text().split() == ["a,b,step", "1.0,,0", ",2.0,1"]
 
 
 def test_other_errors_are_what_they_were(tmp_path):

@@ -289,17 +289,13 @@ def test_what_fits() -> None:
 
 def test_options_are_those_that_are_left(tiny_lm: str) -> None:
     config = AutoConfig.from_pretrained(tiny_lm)
-    full = [
-        o.name for o in planned_memory(config, Setup(max_tokens=256, max_length=64, prompt_tokens=32), None).options
-    ]
+    small = Setup(max_tokens=256, max_length=64, prompt_tokens=32)
+    full = [option.name for option in planned_memory(config, small, None).options]
     assert full[0] == "as configured"
     assert "gradient_checkpointing, lora (r 16)" in full
     assert "FSDP2 over 8" in full
-    bits = replace(small, lora=Lora(), quantize="nf4")
-    assert [option.name for option in planned_memory(config, bits, None).options] == [
-        "as configured",
-        "gradient_checkpointing",
-    ]
+    bits = planned_memory(config, replace(small, lora=Lora(), quantize="nf4"), None).options
+    assert [option.name for option in bits] == ["as configured", "gradient_checkpointing"]
 
 
 def folder_without_weights(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def class_of(strategy: Any) -> str:
 def test_every_file_is_known() -> None:
     assert {path.stem for path in FILES} == STRATEGIES.keys()
     assert len(LARGE) == 3
+
+
+def test_the_page_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "clusters.md").read_text()
+    named = set(re.findall(r"(?:configs|tests)/[\w./]+\.(?:yaml|py)", text)) - {"configs/experiment/NAME.yaml"}
+    assert len(named) > 8
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    assert all(path.name in text for path in FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

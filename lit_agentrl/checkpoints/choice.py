@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lit_agentrl.checkpoints.whole import damage, is_folder, newest_whole
+from lit_agentrl.checkpoints.whole import damage, is_folder, newest_whole, num_iterations
 from lit_agentrl.errors import UserError
 
-SHARDING = ("FSDP2Strategy", "ModelParallelStrategy")
+SHARDING = ("FSDP2Strategy", "ModelParallelStrategy", "fsdp2")
 
 
 def checked(path: Path, *, or_older: bool) -> Path:
@@ -31,8 +31,11 @@ def checked(path: Path, *, or_older: bool) -> Path:
         raise UserError(f"--ckpt_path {path} is damaged: {reason}. No other in its folder is whole: start a new run.")
     if not or_older:
         raise UserError(f"--ckpt_path {path} is damaged: {reason}. The newest whole one is --ckpt_path {older}")
+    number = num_iterations(older)
     print(
-        f"{path} is damaged: {reason}. Going on from {older}; what was trained after it is trained again.",
+        f"{path} is damaged: {reason}. Going on from {older}"
+        + (f" with iteration {number + 1}" if number else "")
+        + "; what was trained after it is lost, and trained again.",
         file=sys.stderr,
         flush=True,
     )

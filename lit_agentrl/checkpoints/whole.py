@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from lit_agentrl.files import write_text
 
 MANIFEST = "manifest.json"
-"""The names and sizes of a folder's files, written last: a folder without it was never finished."""
+"""The names, sizes and checksums of a folder's files, written last: a folder without it was never finished."""
 META = "meta.pt"
 """What Lightning keeps beside the shards."""
 READ_WHOLE = 2 * 2**30
-"""Bytes up to which every byte of a file is checked (a second or two); above, its structure and length alone."""
+"""Bytes up to which every byte of a checkpoint is checked (a second or two); above, its structure and length alone."""
 
 
 def is_folder(path: Path) -> bool:
@@ -22,19 +27,36 @@ def is_folder(path: Path) -> bool:
 
 
 def write_manifest(folder: Path) -> None:
-    """Say which files belong to a sharded checkpoint, and how long they are."""
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != MANIFEST}
-    write_text(folder / MANIFEST, json.dumps(sizes, indent=1) + "\n")
+    """Say which files belong to a sharded checkpoint, how long they are and, where they are small, what is in them."""
+    files = [file for file in sorted(folder.iterdir()) if file.name != MANIFEST]
+    sizes = {file.name: file.stat().st_size for file in files}
+    sums = {file.name: _checksum(file) for file in files} if sum(sizes.values()) <= READ_WHOLE else {}
+    write_text(folder / MANIFEST, json.dumps({"bytes": sizes, "crc32": sums}, indent=1) + "\n")
 
 
-def damage(path: Path) -> str:
-    """What is wrong with a checkpoint; empty where nothing is."""
+def damage(path: Path, *, thorough: bool = True) -> str:
+    """What is wrong with a checkpoint; empty where nothing is.
+
+    Args:
+        path: A file, or a folder of shards.
+        thorough: Also read all of a checkpoint of less than `READ_WHOLE`.
+    """
     try:
         if not path.exists():
             return "it does not exist"
-        return _folder_damage(path) if is_folder(path) else _file_damage(path)
+        return _folder_damage(path, thorough) if is_folder(path) else _file_damage(path, thorough)
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
+
+
+def num_iterations(path: Path) -> int | None:
+    """How many iterations a whole checkpoint holds, without reading its weights; None where it does not say."""
+    try:
+        source = path / META if is_folder(path) else path
+        checkpoint: dict[str, Any] = torch.load(source, map_location="cpu", mmap=True, weights_only=True)
+        return int(checkpoint["epoch"]) + 1
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError):
+        return None
 
 
 def newest_whole(folder: Path, *, but: Path | None = None) -> Path | None:
@@ -47,7 +69,7 @@ def newest_whole(folder: Path, *, but: Path | None = None) -> Path | None:
     return None
 
 
-def _file_damage(path: Path) -> str:
+def _file_damage(path: Path, thorough: bool = True) -> str:
     size = path.stat().st_size
     if size == 0:
         return "it is empty"
@@ -56,7 +78,7 @@ def _file_damage(path: Path) -> str:
             return "it is no file that torch.save wrote"
     try:
         with zipfile.ZipFile(path) as archive:
-            if size <= READ_WHOLE and (broken := archive.testzip()) is not None:
+            if thorough and size <= READ_WHOLE and (broken := archive.testzip()) is not None:
                 return f"its part {broken} is damaged"
             if not archive.namelist():
                 return "it holds nothing"
@@ -65,19 +87,33 @@ def _file_damage(path: Path) -> str:
     return ""
 
 
-def _folder_damage(folder: Path) -> str:
+def _folder_damage(folder: Path, thorough: bool) -> str:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         # one that Lightning alone wrote has no manifest; without META it was not finished either
         return "" if (folder / META).is_file() else f"it was not finished: {META} is missing"
-    sizes: dict[str, int] = json.loads(manifest.read_text())
+    try:
+        listed: dict[str, dict[str, int]] = json.loads(manifest.read_bytes())
+        sizes, sums = listed["bytes"], listed["crc32"]
+    except (ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
     for name, size in sizes.items():
         file = folder / name
         if not file.is_file():
             return f"its file {name} is missing"
         if (found := file.stat().st_size) != size:
             return f"its file {name} has {found} bytes instead of {size}"
-    return _file_damage(folder / META)
+        if thorough and name in sums and _checksum(file) != sums[name]:
+            return f"its file {name} is not what was written"
+    return _file_damage(folder / META, thorough)
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _is_same(one: Path, other: Path) -> bool:

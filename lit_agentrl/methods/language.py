@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
-from lit_agentrl.methods.strategy_checks import check_strategy, wrap_layers
+from lit_agentrl.methods.strategy_checks import check_strategy, warn_of_frozen_shards, wrap_layers
 from lit_agentrl.models.compiled import compile_layers
 from lit_agentrl.models.policy import Lora, Policy, Vision, load_policy
 from lit_agentrl.models.reference import Reference
@@ -96,6 +96,7 @@ class LanguageModule(L.LightningModule):
             shared.fill(self.policy)
         if self._trainer is not None:
             wrap_layers(self._trainer, lm)
+            warn_of_frozen_shards(self._trainer, self.policy)
 
     def _load(self, empty: bool = False) -> Policy:
         return load_policy(

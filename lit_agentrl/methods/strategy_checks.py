@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lit_agentrl.methods.language import LanguageModule
+
+log = logging.getLogger(__name__)
 
 INSTEAD = "FSDP2 can: use configs/trainer/fsdp2.yaml, or --trainer.strategy fsdp2."
 
@@ -46,6 +49,20 @@ def wrap_layers(trainer: L.Trainer, lm: nn.Module) -> None:
     if isinstance(strategy := trainer.strategy, FSDPStrategy):
         kinds = {type(layer) for layer in layers_of(lm)}
         strategy.kwargs.setdefault("auto_wrap_policy", ModuleWrapPolicy(kinds))
+
+
+def warn_of_frozen_shards(trainer: L.Trainer, policy: nn.Module) -> None:
+    """Say it where folders of shards, which hold all weights, would mostly hold what is never trained."""
+    if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+        return
+    total = sum(weight.numel() for weight in policy.parameters())
+    frozen = sum(weight.numel() for weight in policy.parameters() if not weight.requires_grad)
+    if frozen > total / 2 and trainer.is_global_zero:
+        log.warning(
+            "save_distributed_checkpoint: true writes all weights at every checkpoint, and %.1f %% of them are frozen. "
+            "Set it to false: a single file holds the trained ones alone.",
+            100 * frozen / total,
+        )
 
 
 def _check_fsdp1(trainer: L.Trainer, strategy: FSDPStrategy, module: LanguageModule) -> None:

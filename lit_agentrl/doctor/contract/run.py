@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,12 +26,15 @@ from lit_agentrl.doctor.contract.verdict import Limits, Outcome, judge, limits_f
 from lit_agentrl.doctor.memory import available_bytes
 from lit_agentrl.errors import UserError
 
-OWN_OPTIONS = ("num_prompts", "repeats", "seconds", "json", "contract", "record", "config")
+OWN_OPTIONS = ("num_prompts", "repeats", "seconds", "json", "contract", "record", "memory", "plan", "config")
 """Of the doctor: they say nothing about a run."""
 LEAST_SECONDS = 300.0
 """That any run may take; more where the baseline took long: ranks that wait for one another never end."""
 PATIENCE = 10
 """How many times as long as the baseline a run may take."""
+
+RAISED = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b")
+"""The line of a traceback that says what was raised; other ranks then complain of a closed connection."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,10 @@ def did_not_end(setting: Setting, ended: Ended, seconds: float) -> Outcome:
 
 
 def _last_words(ended: Ended) -> str:
-    """The error, or the last line, of what a run printed."""
+    """The error of what a run printed, of the first rank that had one; otherwise the last line."""
     lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
-    return (errors or lines or ["it printed nothing"])[-1]
+    errors = [line for line in lines if line.startswith("error:")] or [line for line in lines if RAISED.match(line)]
+    return errors[0] if errors else (lines or ["it printed nothing"])[-1]
 
 
 def _finite(value: Any) -> Any:
