@@ -120,6 +120,8 @@ def test_half_precision_computes_and_float32_is_kept(trained: Path) -> None:
 
 # --- other commands and strategies ------------------------------------------------------------------------------------
 
+SPEAKS = ("--data.canary", "null")
+"""The engine that mining is tested with says words of its own, which the canary would notice."""
 UNUSED = ("--trainer.strategy", "ddp_find_unused_parameters_true", "--trainer.devices", "2")
 PLAIN = '{"class_path": "ModelParallelStrategy", "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, '
 PLAIN += '"save_distributed_checkpoint": false}}'
@@ -137,7 +139,10 @@ def commands(tiny_lm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def made(where: str, *more: str) -> list[list[str]]:
         folder = root / where
-        return [evaluation(tiny_lm, folder / "evaluate", *more), mining_options(tiny_lm, folder / "mine", *more)]
+        return [
+            evaluation(tiny_lm, folder / "evaluate", *more),
+            mining_options(tiny_lm, folder / "mine", *more, *SPEAKS),
+        ]
 
     plain = ("--trainer.strategy", PLAIN, "--trainer.devices", "2")
     fits = [options(tiny_lm, root / name, *UNEVEN, *SGD, *how) for name, how in (("unused", UNUSED), ("plain", plain))]
