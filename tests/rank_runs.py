@@ -36,11 +36,13 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def _rank(rank: int, size: int, port: int, runs: list[list[str]]) -> None:
+    from lit_agentrl.callbacks.ranks import LAUNCHER
     from lit_agentrl.cli import main
 
     os.environ |= rank_environment(rank, size, port)
     torch.set_num_threads(1)
     for run in runs:
+        os.environ.pop(LAUNCHER, None)  # a run leaves it to the processes that it would have launched
         try:
             main(run)
         except SystemExit as stop:

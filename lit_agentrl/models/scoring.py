@@ -11,8 +11,8 @@ Legend: B rows, L row length, T unique tokens, N targets, D hidden size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,24 +114,33 @@ class PaddedModel(nn.Module):
             self.run_check()
         wanted = _wanted(token_ids, lengths, targets)
         images = None if vision is None or not any(vision.shown) else VisionForward(self.lm, vision, token_ids, lengths)
-        with OffloadActivations(self.lm) if self.offload_activations and torch.is_grad_enabled() else nullcontext():
-            scores = self._score(token_ids, lengths, wanted, temperature, entropy, images)
-        if torch.is_grad_enabled() and (nothing := self._nothing()) is not None:
-            scores.logprobs = scores.logprobs + nothing
-        return scores
+        offloading = (
+            OffloadActivations(self.lm) if self.offload_activations and torch.is_grad_enabled() else nullcontext()
+        )
+        with offloading, self._reaching_all_that_sees():
+            return self._score(token_ids, lengths, wanted, temperature, entropy, images)
 
-    def _nothing(self) -> Tensor | None:
-        """0, with a gradient of 0 for all that sees: None where nothing of that is trained.
+    @contextmanager
+    def _reaching_all_that_sees(self) -> Iterator[None]:
+        """Let what the rows begin with depend, times 0, on every trained weight of vision tower and connector.
 
-        Rows of text, and layers after the one that LLaVA takes, give none. DDP waits for one of each weight, ranks of
-        FSDP2 reduce together what each of them has, and weight decay should not depend on the number of ranks.
+        Rows of text, and layers after the one that LLaVA takes, give these no gradient. DDP waits for one of each
+        weight, and weight decay should not depend on the number of ranks. Ranks of FSDP2 reduce what each of them has,
+        in the order in which gradients come: where only some see, what enters the first layer must want one on all.
         """
         if self._seeing is None:
             self._seeing = seeing_weights(self.lm)  # type: ignore[arg-type]
-        if not self._seeing:
-            return None
+        if not self._seeing or not torch.is_grad_enabled():
+            yield
+            return
         first = [module.get_parameter(name).flatten()[:1].float() for module, name in self._seeing]
-        return 0.0 * torch.cat(first).sum()
+        nothing = 0.0 * torch.cat(first).sum()
+        embeddings: nn.Module = base_lm(self.lm).get_input_embeddings()  # type: ignore[no-untyped-call]
+        hook = embeddings.register_forward_hook(lambda _module, _given, output: output + nothing.to(output.dtype))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def run_check(self) -> None:
         """Compare with the model's own forward; called before the first use.
