@@ -10,14 +10,15 @@ the rest of a layer takes for each number that it writes. Decoding takes max(hos
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scaling_points import MEMORIES, ROLLOUTS, UPDATES, Memory, Rollout, Update
 from scaling_shapes import MEASURED, Shape
-from scipy.optimize import nnls
 
 PEAK = 989e12
 """FLOP/s of an H100 SXM in dense bfloat16, by its data sheet."""
@@ -28,6 +29,7 @@ MATRICES = 0.70
 FLASH = 0.50
 """Share of the peak that flash kernels reach, forward and backward: assumed (a fit would put it above 0.9)."""
 GIB = 2**30
+Matrix = NDArray[np.floating[Any]]
 WEIGHTS = MEASURED.num_weights
 
 
@@ -87,6 +89,19 @@ def is_gpu_bound(point: Update) -> bool:
     return point.tokens > 8_000
 
 
+def non_negative(rows: Matrix, targets: Matrix) -> Matrix:
+    """Least squares without negative coefficients [K]: the best of all subsets of columns that need none."""
+    best, least = np.zeros(rows.shape[1]), float(targets @ targets)
+    for count in range(1, rows.shape[1] + 1):
+        for columns in itertools.combinations(range(rows.shape[1]), count):
+            found = np.linalg.lstsq(rows[:, columns], targets, rcond=None)[0]
+            rest = targets - rows[:, columns] @ found
+            if (found >= 0).all() and float(rest @ rest) < least:
+                best, least = np.zeros(rows.shape[1]), float(rest @ rest)
+                best[list(columns)] = found
+    return best
+
+
 def fit() -> Fit:
     """From all points but those that another code made."""
     busy = [point for point in UPDATES if is_gpu_bound(point)]
@@ -99,7 +114,7 @@ def fit() -> Fit:
         rows.append([numbers / point.seconds, 0.0 if is_flash else scores / PEAK / point.seconds])
         targets.append((point.seconds - known) / point.seconds)
     scale = np.array([1e-11, 1.0])
-    found, _ = nnls(np.array(rows) * scale, np.array(targets))
+    found = non_negative(np.array(rows) * scale, np.array(targets))
     rest, flex = found * scale
     layers = MEASURED.num_hidden_layers
     idle = [point for point in UPDATES if not is_gpu_bound(point)]

@@ -113,6 +113,8 @@ def main() -> None:
                 scored[name] = contexts[:4], found[:4]
     plain = lm.float()
     report(args, times, {name: errors(plain, *sample) for name, sample in scored.items()})
+    for engine in engines.values():
+        engine.close()
     os._exit(0)  # vLLM in this process waits for threads of its own
 
 

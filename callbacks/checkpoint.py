@@ -14,11 +14,12 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
 from lit_agentrl.checkpoints.whole import damage, write_manifest
 from lit_agentrl.errors import UserError
-from lit_agentrl.files import TEMPORARY_SUFFIX, sync_folder
+from lit_agentrl.files import TEMPORARY_SUFFIX, is_disk_full, room_for, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -156,10 +157,21 @@ class IterationCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
         trainer.strategy.barrier("IterationCheckpoint")
-        super()._save_checkpoint(trainer, str(temporary))
-        trainer.strategy.barrier("IterationCheckpoint")
+        with room_for(path):
+            try:
+                super()._save_checkpoint(trainer, str(temporary))
+                trainer.strategy.barrier("IterationCheckpoint")
+                if trainer.is_global_zero:
+                    write_manifest(temporary)
+            except BaseException as error:
+                if trainer.is_global_zero:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                # what went wrong on which rank, and itself no `Exception`
+                failures = error.failures if isinstance(error, CheckpointException) else {}
+                if cause := next((cause for cause, _ in failures.values() if is_disk_full(cause)), None):
+                    raise cause from None
+                raise
         if trainer.is_global_zero:
-            write_manifest(temporary)
             _replace_folder(path, temporary)
         trainer.strategy.barrier("IterationCheckpoint")
         self._last_checkpoint_saved = str(path)

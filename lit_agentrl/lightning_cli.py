@@ -161,10 +161,10 @@ class AgentTrainer(L.Trainer):
         if contract:
             self._check_contract(num_prompts, json)
             return
+        checkup = Checkup(repeats, seconds, ckpt_path, weights_only, memory)
         if plan:
             print_plan(model, datamodule, str(self.precision), memory, json)
             return
-        checkup = Checkup(repeats, seconds, ckpt_path, weights_only, memory)
         self.callbacks.append(checkup)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         self.fit(model, datamodule=datamodule)
         if checkup.findings is None:

@@ -177,7 +177,7 @@ def twin(folder: Path, vlm: str, more: Sequence[str] = (), root: str = "runs") -
 
 
 _BEFORE = {"seed_everything": "${seed}", "model.pretrained": "${stages.sft.export}"}
-_LETTERS = {"data.engine": {"class_path": "derm_twin.LetterEngine"}}
+_LETTERS = {"data.engine": {"class_path": "derm_twin.LetterEngine"}, "data.canary": None}
 _PAIRS = {"mine.filters.correct": False, "mine.filters.length_ratio": [0.0, 100.0], "mine.filters.max_similarity": 1.0}
 MORE: dict[str, Any] = {
     "mine_rag": {

@@ -152,6 +152,7 @@ def mining_options(lm: str, run: Path, *more: str) -> list[str]:
         "trainer.accelerator": "cpu",
         "model.pretrained": lm,
         "data.engine": "preference_parts.Speaker",
+        "data.canary": "null",  # what it says is written down, not the policy's
         "mine.num_tasks": "6",
         "mine.batch_tasks": "2",
         "mine.filters.min_gap": "0.01",

@@ -152,6 +152,7 @@ def test_every_config_is_covered():
     """A new file is either run above or this list says where it is run."""
     elsewhere = {"preferences/echo.yaml"}  # the fixture `echo_preferences`, and test_mining.py
     elsewhere |= set(DERMATOLOGY)
+    elsewhere |= {f"trainer/{path.name}" for path in (CONFIGS / "trainer").glob("*.yaml")}  # test_trainer_configs.py
     elsewhere |= {f"pipeline/{path.name}" for path in PIPELINES} | {f"compare/{path.name}" for path in COMPARISONS}
     found = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
     run = {f"experiment/{name}.yaml" for name in SMALL} | {

@@ -197,7 +197,16 @@ def test_what_cannot_be_shown_is_refused(
         assert message in capsys.readouterr().err
 
 
-SPEAKER = ("--data.engine", "preference_parts.Speaker", "--data.rollout", "ChainRollout", "--data.group_size", "2")
+SPEAKER = (
+    "--data.engine",
+    "preference_parts.Speaker",
+    "--data.canary",
+    "null",
+    "--data.rollout",
+    "ChainRollout",
+    "--data.group_size",
+    "2",
+)
 LESIONS = (
     '{"class_path": "SyntheticQuestions", "init_args": {"lesions": {"class_path": "SyntheticLesions", '
     '"init_args": {"num_train": 7, "num_val": 7, "num_test": 7, "size": 32}}}}'

@@ -13,10 +13,11 @@ import torch
 from disk_parts import FILLER, fill
 from lit_agentrl import models
 from lit_agentrl.callbacks import RunLog
+from lit_agentrl.checkpoints.whole import damage, num_iterations
 from lit_agentrl.cli import main
 from lit_agentrl.files import DiskFullError, append_line, is_disk_full, replace_atomically, room_for
 from lit_agentrl.models.export import export
-from runs import checkpoint, fit, options
+from runs import checkpoint, fit, options, run_alone
 
 SIZE = 48  # MiB
 
@@ -87,6 +88,25 @@ def test_a_full_disk_costs_an_iteration_at_most(tiny_lm, disk, capfd, monkeypatc
     assert resumed["epoch"] == 1
     torch.testing.assert_close(resumed["state_dict"], whole, rtol=0, atol=0)
     assert (run / "export" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_shards_without_room_leave_the_folder_before(tiny_lm, disk):
+    """What torch raises then is no `Exception`, and a page long."""
+    run = disk / "run"
+    strategy = '{"class_path": "FSDP2Strategy", "init_args": {"save_distributed_checkpoint": true}}'
+    more = ("--trainer.strategy", strategy, "--trainer.devices", "1", "--model.lora", "null")
+    code, text = run_alone(arguments(tiny_lm, run, "checkpoint", *more))
+    assert code == 2
+    assert f"error: {run}/checkpoints/iteration_000001.ckpt could not be written: the disk is full" in text
+    assert f"--ckpt_path {run}/checkpoints/last.ckpt" in text
+    assert "Traceback" not in text
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["iteration_000000.ckpt", "last.ckpt"]
+    assert damage(run / "checkpoints" / "last.ckpt") == ""
+    make_room(disk)
+    code, text = run_alone(arguments(tiny_lm, run, "checkpoint", *more, "--ckpt_path", "last"))
+    assert code == 0, text
+    assert num_iterations(run / "checkpoints" / "last.ckpt") == 2
 
 
 def test_what_is_written_to_a_full_disk_is_as_before(disk):

@@ -78,5 +78,7 @@ def test_links_lead_somewhere(document):
 def test_make_test_is_what_ci_runs():
     """One command: the README's, the Makefile's and CI's."""
     assert "make test" in README
-    assert re.search(r"^test:.*\n\t@\$\(BIN\)/python -m pytest$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^test:.*\n\t@\$\(BIN\)/python -m pytest -n 2 --dist loadfile$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)

@@ -84,6 +84,7 @@ def searching(folder: Path, lm: str, url: str, engine: dict[str, object]) -> dic
                 "engine": engine,
                 "rollout": {"class_path": "TreeRollout", "init_args": {"max_steps": 3}},
                 "chat": "inline",
+                "canary": None,  # the engine says what is written down
                 "sampling": {"max_new_tokens": 40},
                 "num_prompts": 1,
                 "max_length": 512,

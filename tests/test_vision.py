@@ -43,7 +43,8 @@ def model_of(name: str, dtype: torch.dtype = torch.float64) -> tf.PreTrainedMode
 
 
 def gradients_of(lm: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
+    """None where all is 0: of what sees nothing, rows of text give no gradient or one of zeros."""
+    return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 def scored(model: PaddedModel, rows: Rows, temperature: float = 0.8) -> Scored:

@@ -57,6 +57,8 @@ NO_STAGES = {
     "doctor": "it trains nothing and leaves nothing: run it by hand",
     "pipeline": "pipelines do not nest: put its stages into this file",
     "serve-retriever": "it never ends: start it by hand before the pipeline",
+    "serve-vllm": "it never ends: start it by hand before the pipeline",
+    "consolidate": "it changes the form of a checkpoint: run it by hand",
 }
 """Commands that cannot be stages, and what to do."""
 
