@@ -77,7 +77,7 @@ def test_large_recipes_take_sharding(path: Path, capsys: pytest.CaptureFixture[s
     words = ("--config", str(path), "--config", str(FOLDER / "fsdp2.yaml"), "--trainer.devices", "4")
     shown = printed(capsys, *words, "--model.lora", "null", "--model.dtype", "float32")
     assert class_of(shown["trainer"]["strategy"]) == STRATEGIES["fsdp2"]
-    assert shown["trainer"]["devices"] == 4
+    assert int(shown["trainer"]["devices"]) == 4
     assert shown["model"]["init_args"]["lora"] is None
     assert shown["model"]["init_args"]["gradient_checkpointing"] is True
 
