@@ -121,6 +121,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            if not state["state"]:
+                continue  # SGD without momentum keeps nothing
             named = by_name(state, names_in(optimizer, self.model))
             set_optimizer_state_dict(self.model, _bare(optimizer), named, options=options)
         return checkpoint
