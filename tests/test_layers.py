@@ -8,7 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    {"__init__", "errors", "types", "images", "cache", "distributed", "files", "checkpoints", "vllm_worker"},
+    {
+        "__init__",
+        "errors",
+        "types",
+        "images",
+        "cache",
+        "deadline",
+        "distributed",
+        "files",
+        "checkpoints",
+        "vllm_worker",
+    },
     {"advantages", "losses", "rewards", "intervals"}
     | {"_checks", "_importance", "_segments", "_step_advantages", "_preference_losses"},
     {"rows", "anchors", "envs", "models", "rollouts", "knowledge", "retrieval"},

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from lit_agentrl.deadline import hang_up_at
 from lit_agentrl.errors import UserError
 from lit_agentrl.retrieval.base import Passage, RetrievalError, Retriever, shortened
 from lit_agentrl.retrieval.cached import Accounts, PassageCache, SearchCounts
@@ -126,7 +124,7 @@ class HTTPRetriever(Retriever):
         end = time.monotonic() + self._timeout
         try:
             connection.connect()
-            with _hang_up_at(end, connection):
+            with hang_up_at(end, connection):
                 connection.request("POST", self._path, body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 answer = response.read(self._max_bytes + 1)
@@ -158,23 +156,6 @@ class _FailedTryError(Exception):
     def __init__(self, reason: str, again: bool) -> None:
         super().__init__(reason)
         self.again = again
-
-
-@contextmanager
-def _hang_up_at(end: float, connection: http.client.HTTPConnection) -> Iterator[None]:
-    """Break the connection off at this time: its own timeout starts anew with every byte that trickles in."""
-
-    def hang_up() -> None:
-        with suppress(OSError, AttributeError):  # closed meanwhile
-            connection.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(max(0.0, end - time.monotonic()), hang_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _parsed(url: str) -> tuple[bool, str, int, str]:

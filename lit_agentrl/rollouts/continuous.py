@@ -12,22 +12,22 @@ from lit_agentrl.rollouts.engine import NonFiniteLogitsError, check_contexts, ch
 from lit_agentrl.rollouts.grouped_attention import generation_mode
 from lit_agentrl.rollouts.lm_limits import default_stop_ids, max_length, vocab_size
 from lit_agentrl.rollouts.paged_session import PagedLimits, PagedSession
-from lit_agentrl.rollouts.sampled_weights import SampledWeights
+from lit_agentrl.rollouts.sampled_weights import InProcessEngine, SampledWeights
 from lit_agentrl.rollouts.stop_strings import StopStrings
-from lit_agentrl.types import Completion, Engine
+from lit_agentrl.types import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from lit_agentrl.images import Image
     from lit_agentrl.rollouts.paged_session import PagedAction
-    from lit_agentrl.types import Fingerprint, SamplingParams
+    from lit_agentrl.types import SamplingParams
 
 
-class ContinuousBatchingEngine(Engine):
+class ContinuousBatchingEngine(InProcessEngine):
     """Samples from the very model that is trained, by transformers' continuous batching: a paged cache, ragged batches.
 
     For a GPU with flash attention: there the loop replays CUDA graphs and prepares a step while the last one runs.
@@ -89,9 +89,8 @@ class ContinuousBatchingEngine(Engine):
         self._limits = PagedLimits(
             max_batch_size, max_batch_tokens, max_cached_tokens, page_size, share_prefixes, use_cuda_graphs
         )
-        self._weights = SampledWeights("ContinuousBatchingEngine", own_weights)
+        super().__init__(SampledWeights("ContinuousBatchingEngine", own_weights))
         self._num_calls = 0
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._lm: PreTrainedModel | None = None
         self._session: PagedSession | None = None
         self._way: tuple[float, float, int] | None = None
@@ -109,24 +108,6 @@ class ContinuousBatchingEngine(Engine):
         self.close()
         self._lm = base_lm(self._weights.of(policy))
         self.version += 1
-
-    @property
-    def shares_weights(self) -> bool:
-        """Whether the policy's own tensors are sampled from."""
-        return self._weights.are_shared
-
-    @property
-    def weights_dtype(self) -> torch.dtype | None:
-        """What a copy is held in; None where it is as the policy's weights are."""
-        return self._weights.dtype
-
-    def fingerprint(self) -> Fingerprint | None:
-        """Of the weights it samples from, an adapter merged; None where that is not the policy merged."""
-        return self._weights.fingerprint()
-
-    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""
-        self._tokenizer = tokenizer
 
     def close(self) -> None:
         """Give the memory of the cache back; the next `generate` takes it anew."""

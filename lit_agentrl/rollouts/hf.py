@@ -19,23 +19,21 @@ from lit_agentrl.rollouts.image_tokens import ImageTokens
 from lit_agentrl.rollouts.lm_limits import default_stop_ids, max_length, vocab_size
 from lit_agentrl.rollouts.plain import generate_plain
 from lit_agentrl.rollouts.prefix_store import PrefixStore
-from lit_agentrl.rollouts.sampled_weights import SampledWeights
+from lit_agentrl.rollouts.sampled_weights import InProcessEngine, SampledWeights
 from lit_agentrl.rollouts.sampling import Actions
 from lit_agentrl.rollouts.stop_strings import StopStrings
-from lit_agentrl.types import Completion, Engine
+from lit_agentrl.types import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
     from lit_agentrl.images import Image, ImageReader
-    from lit_agentrl.types import Fingerprint, SamplingParams
+    from lit_agentrl.types import SamplingParams
 
 
-class HFEngine(Engine):
+class HFEngine(InProcessEngine):
     """Batched sampling from a transformers model, with keys and values shared between prompts, groups and turns.
 
     A prompt common to a group is computed once; a context that extends what an earlier call saw or sampled since the
@@ -96,9 +94,8 @@ class HFEngine(Engine):
         self.max_prefill_tokens = max_prefill_tokens
         self.max_cached_tokens = max_cached_tokens
         self.seed = seed
-        self._weights = SampledWeights("HFEngine", own_weights)
+        super().__init__(SampledWeights("HFEngine", own_weights))
         self._num_calls = 0
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._reader: ImageReader | None = None
         self._images: ImageTokens | None = None
         self._lm: PreTrainedModel | None = None
@@ -131,24 +128,6 @@ class HFEngine(Engine):
             self._is_checked = self._has_refused_images = False
         self._forget()
         self.version += 1
-
-    @property
-    def shares_weights(self) -> bool:
-        """Whether the policy's own tensors are sampled from."""
-        return self._weights.are_shared
-
-    @property
-    def weights_dtype(self) -> torch.dtype | None:
-        """What a copy is held in; None where it is as the policy's weights are."""
-        return self._weights.dtype
-
-    def fingerprint(self) -> Fingerprint | None:
-        """Of the weights it samples from, an adapter merged; None where that is not the policy merged."""
-        return self._weights.fingerprint()
-
-    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""
-        self._tokenizer = tokenizer
 
     def use_image_reader(self, reader: ImageReader) -> None:
         """Show images to the policy by this reader from now on; the placeholder token is never sampled any more."""

@@ -1,4 +1,4 @@
-"""Which model an in-process engine samples from: the policy's own, or a copy."""
+"""Which model an engine in process samples from: the policy's own, or a copy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from lit_agentrl.models.fingerprint import policy_fingerprint
 from lit_agentrl.models.replica import Replica
 from lit_agentrl.models.scoring import PaddedModel
 from lit_agentrl.models.shards import is_sharded
+from lit_agentrl.types import Engine
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from lit_agentrl.types import Fingerprint
 
@@ -81,3 +83,33 @@ class SampledWeights:
         lm = self._replica.lm
         assert isinstance(lm, PreTrainedModel | PeftModel)  # a copy of one
         return lm
+
+
+class InProcessEngine(Engine):
+    """What engines in this process share: the weights that they sample from, and how they read actions.
+
+    Args:
+        weights: Which they are.
+    """
+
+    def __init__(self, weights: SampledWeights) -> None:
+        self._weights = weights
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the policy's own tensors are sampled from."""
+        return self._weights.are_shared
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """What a copy is held in; None where it is as the policy's weights are."""
+        return self._weights.dtype
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Of the weights it samples from, an adapter merged; None where that is not the policy merged."""
+        return self._weights.fingerprint()
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read the text of actions, which stop strings are looked for in, with this tokenizer from now on."""
+        self._tokenizer = tokenizer

@@ -5,15 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from lit_agentrl.deadline import hang_up_at
 from lit_agentrl.errors import UserError
 
 MAX_BYTES = 64 << 20
@@ -90,7 +88,7 @@ def call(address: Address, path: str, body: Mapping[str, Any] | None, timeout: f
         headers["Authorization"] = f"Bearer {key}"
     try:
         connection.connect()
-        with _hang_up_at(end, connection):
+        with hang_up_at(end, connection):
             data = None if body is None else json.dumps(body).encode()
             connection.request("GET" if body is None else "POST", address.prefix + path, data, headers)
             response = connection.getresponse()
@@ -117,23 +115,6 @@ def _no_answer(error: Exception, end: float, timeout: float) -> CallError:
     if isinstance(error, TimeoutError) or time.monotonic() >= end:
         return CallError(f"it did not answer within {timeout:g} seconds", is_down=True)
     return CallError(f"no answer came ({str(error) or type(error).__name__})", is_down=True)
-
-
-@contextmanager
-def _hang_up_at(end: float, connection: http.client.HTTPConnection) -> Iterator[None]:
-    """Break the connection off at this time: its own timeout starts anew with every byte."""
-
-    def hang_up() -> None:
-        with suppress(OSError, AttributeError):  # closed meanwhile
-            connection.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(max(0.0, end - time.monotonic()), hang_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _shortened(raw: bytes) -> str:
