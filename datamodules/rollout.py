@@ -320,8 +320,8 @@ class RolloutDataModule(L.LightningDataModule):
         if self.staleness and self.engine.shares_weights:
             raise UserError(
                 f"staleness={self.staleness}: {type(self.engine).__name__} samples from the very weights that are "
-                "trained meanwhile. Give it a copy (--data.engine.own_weights true for HFEngine), use an engine with "
-                "weights of its own (VLLMEngine, VLLMServer), or set --data.staleness 0."
+                "trained meanwhile. Give it a copy (--data.engine HFEngine --data.engine.own_weights true), use an "
+                "engine with weights of its own (VLLMEngine, VLLMServer), or set --data.staleness 0."
             )
 
     def _collect(self, order: Order, seat: Seat | None = None) -> Collection:
