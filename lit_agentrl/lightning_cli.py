@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import lightning as L
 import transformers
@@ -331,11 +331,19 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: tree}
 
 
+class _Console(logging.StreamHandler[TextIO]):
+    """Standard error as it is at each message: who calls `main` from a program may have it redirected for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def quiet() -> None:
     """Silence what Lightning and Transformers say about things that are as they should be here."""
     project = logging.getLogger("lit_agentrl")
     if not project.handlers:
-        project.addHandler(logging.StreamHandler())
+        project.addHandler(_Console())
         project.setLevel(logging.INFO)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -1,6 +1,9 @@
 """Whole runs of the command line on a tiny model: what is written, what is learnt, what is refused."""
 
+import contextlib
+import io
 import json
+import logging
 import re
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_agentrl.envs import EchoSuite
+from lit_agentrl.lightning_cli import quiet
 from runs import ECHO, checkpoint, fit, main, metrics, options
 
 
@@ -178,3 +182,15 @@ def test_broken_episodes_are_counted_and_training_goes_on(tiny_lm, tmp_path):
     assert sum(float(row["failed"]) for row in rows) > 0
     lines = (tmp_path / "transcripts" / "iteration_000000.jsonl").read_text().splitlines()
     assert any("the world broke" in json.loads(line)["error"] for line in lines)
+
+
+def test_messages_go_to_standard_error_as_it_is():
+    """A program may have redirected it when it first called `main`, and closed that since."""
+    shown = []
+    for _ in range(2):
+        with contextlib.redirect_stderr(io.StringIO()) as stream:
+            quiet()
+            logging.getLogger("lit_agentrl.anything").info("told")
+            shown.append(stream.getvalue())
+        stream.close()
+    assert shown == ["told\n"] * 2

@@ -72,7 +72,9 @@ def test_a_seed_fixes_an_action_whatever_it_is_batched_with(found):
 def test_more_context_than_a_step_computes(found):
     """16,000 tokens of contexts, seeded: vLLM on CPU dies where one of them is computed in parts."""
     sampled, worst = found["many"]
-    assert [len(tokens) for tokens in sampled] == [4] * 40
+    assert len(sampled) == 40
+    for each in sampled:  # which of them draw a stop token differs between processors
+        assert len(each["token_ids"]) == 4 if each["finish"] == "length" else 1 <= len(each["token_ids"]) <= 4
     assert worst < 1e-5
 
 

@@ -176,7 +176,7 @@ def full(folder: str) -> dict[str, Any]:
     found["alone"] = shown(engine.generate(CONTEXTS[1:2], params, seeds[1:2]))
     many = [[(7 * row + place) % 290 + 4 for place in range(400)] for row in range(40)]
     sampled = engine.generate(many, SamplingParams(max_new_tokens=4), range(40))
-    found["many"] = [[completion.token_ids for completion in sampled], differences(lm, many, sampled, 1.0)]
+    found["many"] = [shown(sampled), differences(lm, many, sampled, 1.0)]
     same = [CONTEXTS[2]] * 12
     free = engine.generate(same, SamplingParams(max_new_tokens=40), range(12))
     ended = engine.generate(same, SamplingParams(max_new_tokens=40, stop=(*"abcdefghijklm", "é", "th")), range(12))
