@@ -7,7 +7,7 @@ what else it stands on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,12 +26,15 @@ class WorkerExtension:
 
     lit_version: str = ""
     """Of the weights it computes with; empty where nobody has said."""
+    lit_is_changed: bool = False
+    """Whether it has been handed a whole model since it was started, as its base or as anything else."""
 
     def lit_load(self, folder: str, version: str) -> dict[str, Any]:
         """Take over the weights of a Hugging Face folder; until all are there, the version is empty."""
         self.lit_version = ""
         if not os.path.isfile(os.path.join(folder, "config.json")):
             return {"error": f"{folder} holds no model where this worker runs (no config.json)"}
+        self.lit_is_changed = True
         try:
             self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]  # vLLM's worker
             repack(self.model_runner.get_model())  # type: ignore[attr-defined]
@@ -47,13 +50,22 @@ class WorkerExtension:
     def lit_state(self) -> dict[str, Any]:
         """The version of the weights, and the options that decide what log-probabilities and prompts mean."""
         config = self.vllm_config.model_config  # type: ignore[attr-defined]
+        lora = self.vllm_config.lora_config  # type: ignore[attr-defined]
         return {
             "version": self.lit_version,
             "logprobs_mode": str(config.logprobs_mode),
             "max_length": int(config.max_model_len),
             "vocab_size": int(config.get_vocab_size()),
             "dtype": str(config.dtype).removeprefix("torch."),
+            "lora_rank": 0 if lora is None else int(lora.max_lora_rank),
+            "is_changed": self.lit_is_changed,
         }
+
+    def lit_adapters(self) -> dict[str, Any]:
+        """Whether they lie on the weights it was started with, and the moments of each LoRA adapter that it holds."""
+        manager = getattr(self.model_runner, "lora_manager", None)  # type: ignore[attr-defined]
+        held = {} if manager is None else manager._adapter_manager.list_adapters()
+        return {"is_changed": self.lit_is_changed, "adapters": [adapter_moments(each) for each in held.values()]}
 
     def lit_fingerprint(self) -> dict[str, Any]:
         """`count`, `total` and `squares` of all weights; `unknown`, why it cannot tell; or `error`, what is wrong."""
@@ -101,11 +113,34 @@ def moments(model: nn.Module) -> dict[str, Any]:
         UnreadableWeightError: For a weight that was packed by a kernel this does not know.
         StalePackingError: A kernel has packed other weights than its layer has.
     """
+    return _sums(_values(model))
+
+
+def _sums(tensors: Iterable[Tensor]) -> dict[str, Any]:
     count, total, squares = 0, 0.0, 0.0
-    for values in _values(model):
+    for values in tensors:
         exact = values.double()
         count, total, squares = count + exact.numel(), total + float(exact.sum()), squares + float(exact.square().sum())
     return {"count": count, "total": total, "squares": squares}
+
+
+@torch.inference_mode()
+def adapter_moments(adapter: Any) -> dict[str, Any]:
+    """As `moments`, of both matrices of every layer of a `LoRAModel`, the second scaled by alpha / r.
+
+    They are whole on every worker, and computed once: vLLM does not change them.
+    """
+    if not hasattr(adapter, "lit_moments"):
+        layers = adapter.loras.values()
+        matrices = [part for layer in layers for side in (layer.lora_a, layer.lora_b) for part in _listed(side)]
+        adapter.lit_moments = _sums(matrices)
+    found: dict[str, Any] = adapter.lit_moments
+    return found
+
+
+def _listed(matrices: Any) -> list[Tensor]:
+    """Of a layer, or of the several that vLLM packs into one."""
+    return [each for each in (matrices if isinstance(matrices, list) else [matrices]) if each is not None]
 
 
 def _values(model: nn.Module) -> Iterator[Tensor]:

@@ -55,10 +55,18 @@ def test_the_worker_is_found_without_the_rest_of_the_project(became, tiny_lm, tm
 
 
 def test_adapters_open_the_way_for_them(became, tiny_lm):
-    main(["serve-vllm", tiny_lm, "--python", sys.executable, "--lora_rank", "16"])
+    main(["serve-vllm", tiny_lm, "--python", sys.executable, "--lora_rank", "9"])  # vLLM has room for 8, 16, ...
     command, environment = became[0]
     assert "--enable-lora --max-loras 2 --max-lora-rank 16" in " ".join(command)
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+
+
+def test_a_rank_that_vllm_has_no_room_for_is_refused(became, tiny_lm, capsys):
+    for rank in ("0", "513"):
+        with pytest.raises(SystemExit):
+            main(["serve-vllm", tiny_lm, "--python", sys.executable, "--lora_rank", rank])
+        assert f"rank 1 to 512, and this is of rank {rank}" in capsys.readouterr().err
+    assert became == []
 
 
 def test_an_open_host_is_warned_of(became, tiny_lm, capsys):

@@ -61,13 +61,13 @@ def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> d
 
 
 @contextmanager
-def served(python: str, folder: str, log: Path) -> Iterator[str]:
+def served(python: str, folder: str, log: Path, *options: str) -> Iterator[str]:
     """The address of a real server, started as users start it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python]
-    command += ["--port", str(port), "--dtype", "float32", "--", "--max-num-seqs", "64"]
+    command += ["--port", str(port), "--dtype", "float32", *options, "--", "--max-num-seqs", "64"]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True

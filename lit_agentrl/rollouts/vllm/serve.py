@@ -18,7 +18,7 @@ from lit_agentrl.cache import cache_dir
 from lit_agentrl.errors import UserError, missing_extra
 from lit_agentrl.files import write_text
 from lit_agentrl.models.pretrained import read_config, resolve
-from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, LORA_RANKS, QUIET, step_tokens
+from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, QUIET, roomy_rank, step_tokens
 
 _HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 OWN_VENV = Path(".venv-vllm") / "bin" / "python"
@@ -51,7 +51,7 @@ def server_options(given: argparse.Namespace, longest: int | None) -> list[str]:
     if given.max_length is not None:
         options += ["--max-model-len", str(given.max_length)]
     if given.lora_rank is not None:
-        options += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(given.lora_rank)]
+        options += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(roomy_rank(given.lora_rank))]
     if torch.cuda.is_available():
         return [*options, "--gpu-memory-utilization", str(given.memory)]
     options += ["--enforce-eager", "--block-size", str(CPU_BLOCK), "--no-enable-chunked-prefill"]
@@ -108,9 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_length", type=int, help="most tokens of a context and its action (default: the model's)")
     parser.add_argument("--memory", type=float, default=0.9, help="share of a GPU's memory (default: 0.9)")
-    parser.add_argument(
-        "--lora_rank", type=int, choices=LORA_RANKS, help="for sync=adapter: the largest rank of an adapter"
-    )
+    parser.add_argument("--lora_rank", type=int, help="for sync=adapter: the largest rank of an adapter")
     return parser
 
 

@@ -24,7 +24,7 @@ DType = Literal["policy", "float32", "bfloat16", "float16"]
 EXTENSION = "lit_agentrl.vllm_worker.WorkerExtension"
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """Set where the user has not: nothing is sent anywhere, and only warnings are printed."""
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM makes room for."""
 CPU_BLOCK = 32
 """Tokens of a cached block on CPU: vLLM's own 128 there would share no prompt that is shorter."""
@@ -81,6 +81,17 @@ def step_tokens(longest: int | None) -> int:
     return max(CPU_STEP_TOKENS, longest or 0)
 
 
+def roomy_rank(rank: int) -> int:
+    """The smallest rank that vLLM makes room for and that adapters of `rank` fit in.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not 1 <= rank <= _LORA_RANKS[-1]:
+        raise UserError(f"vLLM takes adapters of rank 1 to {_LORA_RANKS[-1]}, and this is of rank {rank}.")
+    return next(room for room in _LORA_RANKS if room >= rank)
+
+
 def start(
     model: Path | str, settings: Settings, dtype: torch.dtype, *, positions: int | None, lora_rank: int | None
 ) -> Any:
@@ -116,10 +127,7 @@ def start(
         longest = step_tokens(settings.max_length or positions)
         given |= {"block_size": CPU_BLOCK, "enable_chunked_prefill": False, "max_num_batched_tokens": longest}
     if lora_rank is not None:
-        fitting = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
-        if fitting is None:
-            raise UserError(f"VLLMEngine: an adapter of rank {lora_rank} is beyond vLLM's {LORA_RANKS[-1]}.")
-        given |= {"enable_lora": True, "max_lora_rank": fitting, "max_loras": 1}
+        given |= {"enable_lora": True, "max_lora_rank": roomy_rank(lora_rank), "max_loras": 1}
     with _environment(settings, has_gpu), _kept_globals(not settings.isolated):
         import vllm
 
