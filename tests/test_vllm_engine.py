@@ -231,7 +231,7 @@ def test_moments_read_packed_matrices():
     model.packed, model.head, model.norm = Packed(wide, keeps=False), Packed(head, keeps=True), torch.nn.LayerNorm(3)
     model.tied = torch.nn.Module()
     model.tied.weight = model.head.weight
-    model.head.org_vocab_size = 60  # the rest pads
+    model.head.num_org_embeddings_per_partition = 60  # the rest pads
     numbers = torch.cat([wide.flatten(), head[:60].flatten(), torch.ones(3), torch.zeros(3)]).double()
     told = vllm_worker.moments(model)
     assert told["count"] == len(numbers)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lit_agentrl.rollouts.vllm.endpoint import Endpoint
 
-_SAME_ADAPTER = 1e-9
+SAME_WEIGHTS = 1e-9
 """Relative distance: the same numbers, added up in another order."""
 _BASE_IS_GONE = (
     "no longer has the weights that it was started with, which adapters belong on: a run with sync=full has handed it "
@@ -109,7 +109,7 @@ class Adapter:
             held, is_changed = _read(worker)
             if is_changed:
                 raise EngineError(f"{endpoint} {_BASE_IS_GONE}")
-            if not any(distance(right, each) < _SAME_ADAPTER for each in held):
+            if not any(distance(right, each) < SAME_WEIGHTS for each in held):
                 raise EngineError(
                     f"{endpoint} has stale weights: adapter {self.version} was handed over, and none of the "
                     f"{len(held)} that it holds has its numbers. It was started anew, or something between keeps the "

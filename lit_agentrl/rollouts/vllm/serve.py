@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import ipaddress
 import os
@@ -72,9 +73,11 @@ def environment(given: argparse.Namespace) -> dict[str, str]:
 def _worker_path() -> str:
     """A search path with the one module that the workers need: the whole project's would bring its packages along."""
     source = Path(vllm_worker.__file__)
-    folder = cache_dir() / "vllm-worker"
-    write_text(folder / "lit_agentrl" / "vllm_worker.py", source.read_text("utf-8"))
-    write_text(folder / "lit_agentrl" / "__init__.py", source.with_name("__init__.py").read_text("utf-8"))
+    texts = {file.name: file.read_text("utf-8") for file in (source, source.with_name("__init__.py"))}
+    # a folder of this version's own: a server of another one may be starting
+    folder = cache_dir() / "vllm-worker" / hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:12]
+    for name, text in texts.items():
+        write_text(folder / "lit_agentrl" / name, text)
     return os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH")) if part)
 
 

@@ -12,10 +12,11 @@ import torch
 
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.fingerprint import distance
 from lit_agentrl.rollouts.vllm.base import SyncedEngine
 from lit_agentrl.rollouts.vllm.endpoint import HOW_TO_START, Endpoint
 from lit_agentrl.rollouts.vllm.errors import EngineError
-from lit_agentrl.rollouts.vllm.handed import Adapter, WholeModel
+from lit_agentrl.rollouts.vllm.handed import SAME_WEIGHTS, Adapter, WholeModel
 from lit_agentrl.rollouts.vllm.http import CallError
 from lit_agentrl.rollouts.vllm.in_process import as_fingerprint
 from lit_agentrl.rollouts.vllm.weights import Sync, agree, lora_rank, lora_scales
@@ -232,12 +233,14 @@ class VLLMServer(SyncedEngine):
         if not isinstance(self._handed, WholeModel):
             return None
         try:
-            found = {str(endpoint): endpoint.call_workers("lit_fingerprint") for endpoint in self.asked}
+            found = {str(endpoint): endpoint.ask_workers("lit_fingerprint") for endpoint in self.asked}
         except CallError as error:
             raise EngineError(f"VLLMServer: a server does not say what weights it has: {error}.") from error
-        if len({tuple(sorted(each.items())) for each in found.values()}) > 1:
+        fingerprints = [as_fingerprint(parts) for parts in found.values()]
+        known = [each for each in fingerprints if each is not None]
+        if any(distance(known[0], each) > SAME_WEIGHTS for each in known):
             raise EngineError(f"VLLMServer: the servers have different weights: {found}.")
-        return as_fingerprint(next(iter(found.values())))
+        return known[0] if len(known) == len(fingerprints) else None
 
     @property
     def longest_seconds(self) -> float:
