@@ -61,13 +61,13 @@ def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> d
 
 
 @contextmanager
-def served(python: str, folder: str, log: Path, *options: str) -> Iterator[str]:
-    """The address of a real server, started as users start it."""
+def served(python: str, folder: str, log: Path, *options: str, more: tuple[str, ...] = ()) -> Iterator[str]:
+    """The address of a real server, started as users start it; `more` goes to vLLM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python]
-    command += ["--port", str(port), "--dtype", "float32", *options, "--", "--max-num-seqs", "64"]
+    command += ["--port", str(port), "--dtype", "float32", *options, "--", "--max-num-seqs", "64", *more]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
@@ -229,6 +229,28 @@ def adapter(folder: str) -> dict[str, Any]:
     return found
 
 
+def workers(folder: str) -> dict[str, Any]:
+    """One model over two workers, synced twice."""
+    from lit_agentrl.models.policy import load_policy, load_tokenizer
+    from lit_agentrl.rollouts import HFEngine, VLLMEngine
+    from lit_agentrl.types import SamplingParams
+
+    lm, tokenizer = load_policy(folder), load_tokenizer(folder)
+    engine, twin = VLLMEngine(tensor_parallel=2, timeout=300), HFEngine()
+    found: dict[str, Any] = {"runs": [], "fingerprints": []}
+    for seed in range(2):
+        change(lm, seed)
+        for each in (engine, twin):
+            each.use_tokenizer(tokenizer)
+            each.sync(lm)
+        params = SamplingParams(temperature=0, max_new_tokens=12)
+        found["runs"].append([shown(each.generate(CONTEXTS, params)) for each in (engine, twin)])
+        found["fingerprints"].append([vars(engine.fingerprint()), moments(lm)])
+    found["states"] = engine._call_workers("lit_state")
+    engine.close()
+    return found
+
+
 def hang(folder: str) -> dict[str, Any]:
     """vLLM in processes of its own: one that is stopped is given up, and the next sync starts another."""
     from lit_agentrl.models.policy import load_policy, load_tokenizer
@@ -287,7 +309,13 @@ def _processes() -> list[str]:
     return [line for line in lines if int(line.split()[0]) in mine]
 
 
-CASES: dict[str, Callable[..., dict[str, Any]]] = {"full": full, "adapter": adapter, "hang": hang, "fit": fit}
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "full": full,
+    "adapter": adapter,
+    "workers": workers,
+    "hang": hang,
+    "fit": fit,
+}
 
 if __name__ == "__main__":
     Path(sys.argv[2]).write_text(json.dumps(CASES[sys.argv[1]](*sys.argv[3:])))
