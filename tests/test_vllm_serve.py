@@ -61,6 +61,17 @@ def test_adapters_open_the_way_for_them(became, tiny_lm):
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
 
 
+def test_a_model_over_two_workers(became, tiny_lm, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    for size in ("1", "2"):
+        main(["serve-vllm", tiny_lm, "--python", sys.executable, "--tensor_parallel", size])
+    (one, alone), (two, shared) = became
+    assert "--tensor-parallel-size" not in one
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in alone
+    assert "--tensor-parallel-size 2" in " ".join(two)
+    assert shared["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
 def test_a_rank_that_vllm_has_no_room_for_is_refused(became, tiny_lm, capsys):
     for rank in ("0", "513"):
         with pytest.raises(SystemExit):

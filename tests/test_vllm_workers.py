@@ -139,7 +139,7 @@ def test_a_server_of_two_workers(python, tmp_path):
     """They share a head of keys, and the model's head is its embedding. Adapters first, for these need the base."""
     folder = build_tiny_lm(tmp_path / "lm", tie_word_embeddings=True, **SHAPE)
     params = SamplingParams(temperature=0, max_new_tokens=12)
-    with served(python, folder, tmp_path / "log", "--lora_rank", "4", more=("--tensor-parallel-size", "2")) as url:
+    with served(python, folder, tmp_path / "log", "--lora_rank", "4", "--tensor_parallel", "2") as url:
         for sync, lora in (("adapter", Lora(r=4)), ("full", None)):
             lm = load_policy(folder, lora=lora)
             made, twin = VLLMServer([url], sync=sync, timeout=60.0, retries=0), HFEngine()  # type: ignore[arg-type]

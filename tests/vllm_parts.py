@@ -47,13 +47,13 @@ def find_python() -> tuple[str | None, str]:
 
 def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> dict[str, Any]:
     """What a case of this file finds in a process of its own."""
-    with tempfile.NamedTemporaryFile("r") as file:  # vLLM writes to both streams
+    with tempfile.NamedTemporaryFile("r") as file, own_folder() as own:  # vLLM writes to both streams
         done = subprocess.run(
             [python, __file__, case, file.name, *arguments],
             capture_output=True,
             text=True,
             timeout=seconds,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | own,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         found: dict[str, Any] = json.load(file)
@@ -61,18 +61,29 @@ def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> d
 
 
 @contextmanager
-def served(python: str, folder: str, log: Path, *options: str, more: tuple[str, ...] = ()) -> Iterator[str]:
-    """The address of a real server, started as users start it; `more` goes to vLLM."""
+def own_folder() -> Iterator[dict[str, str]]:
+    """A variable that has vLLM leave its sockets and files in a folder that is removed."""
+    with tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True) as folder:
+        yield {"TMPDIR": folder}
+
+
+@contextmanager
+def served(python: str, folder: str, log: Path, *options: str) -> Iterator[str]:
+    """The address of a real server, started as users start it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python]
-    command += ["--port", str(port), "--dtype", "float32", *options, "--", "--max-num-seqs", "64", *more]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
-        )
+    command += ["--port", str(port), "--dtype", "float32", *options, "--", "--max-num-seqs", "64"]
     url = f"http://127.0.0.1:{port}"
+    with own_folder() as own, log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT | own, start_new_session=True
+        )
+        yield from _while_healthy(process, url, log)
+
+
+def _while_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path) -> Iterator[str]:
     try:
         end = time.monotonic() + 500
         while True:
@@ -256,6 +267,7 @@ def hang(folder: str) -> dict[str, Any]:
     from lit_agentrl.models.policy import load_policy, load_tokenizer
     from lit_agentrl.rollouts import VLLMEngine
     from lit_agentrl.rollouts.vllm import EngineError
+    from lit_agentrl.rollouts.vllm.start import _sockets
     from lit_agentrl.types import SamplingParams
 
     lm, tokenizer = load_policy(folder), load_tokenizer(folder)
@@ -270,6 +282,8 @@ def hang(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {"keeps_seed": bool(torch.equal(torch.rand(1), before))}
     params = SamplingParams(max_new_tokens=8)
     found["first"] = shown(engine.generate(CONTEXTS, params, range(4)))
+    places = (Path(tempfile.gettempdir()), Path(_sockets()))
+    found["sockets"] = [sum(file.is_socket() for file in place.iterdir()) for place in places]
     cores = [int(line.split()[0]) for line in _processes() if "VLLM::" in line]
     for core in cores:
         os.kill(core, signal.SIGSTOP)

@@ -49,6 +49,8 @@ def server_options(given: argparse.Namespace, longest: int | None) -> list[str]:
     options = ["--host", given.host, "--port", str(given.port), "--dtype", given.dtype]
     options += ["--worker-extension-cls", EXTENSION, "--logprobs-mode", "processed_logprobs"]
     options += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--generation-config", "vllm"]
+    if given.tensor_parallel > 1:
+        options += ["--tensor-parallel-size", str(given.tensor_parallel)]
     if given.max_length is not None:
         options += ["--max-model-len", str(given.max_length)]
     if given.lora_rank is not None:
@@ -67,6 +69,8 @@ def environment(given: argparse.Namespace) -> dict[str, str]:
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if not torch.cuda.is_available():
         variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
+        if given.tensor_parallel > 1:  # else each worker would need a NUMA node of its own
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return variables
 
 
@@ -111,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_length", type=int, help="most tokens of a context and its action (default: the model's)")
     parser.add_argument("--memory", type=float, default=0.9, help="share of a GPU's memory (default: 0.9)")
+    parser.add_argument("--tensor_parallel", type=int, default=1, help="GPUs that share the model (default: 1)")
     parser.add_argument("--lora_rank", type=int, help="for sync=adapter: the largest rank of an adapter")
     return parser
 

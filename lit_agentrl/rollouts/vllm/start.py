@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +30,8 @@ QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """Set where the user has not: nothing is sent anywhere, and only warnings are printed."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM makes room for."""
+_LONGEST_FOLDER = 70
+"""Of 107 characters that the path of a socket may have, vLLM's name for it takes 37."""
 CPU_BLOCK = 32
 """Tokens of a cached block on CPU: vLLM's own 128 there would share no prompt that is shorter."""
 CPU_STEP_TOKENS = 4096
@@ -147,12 +153,16 @@ def _environment(settings: Settings, has_gpu: bool) -> Iterator[None]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     changed = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1" if settings.isolated else "0"}
+    if "VLLM_RPC_BASE_PATH" not in os.environ and len(folder := _sockets()) < _LONGEST_FOLDER:
+        changed["VLLM_RPC_BASE_PATH"] = folder
     if has_gpu and settings.isolated and distributed.world()[1] > 1:
         changed["CUDA_VISIBLE_DEVICES"] = _own_gpu()
     if not has_gpu:
         changed["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_cache_gib))
-        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (distributed.world()[1] > 1 or not settings.isolated):
-            changed["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else all ranks would sit on the same cores
+        is_one_of_many = distributed.world()[1] > 1 or settings.tensor_parallel > 1 or not settings.isolated
+        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and is_one_of_many:
+            # else all ranks would sit on the same cores, and workers would need a NUMA node each
+            changed["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
@@ -163,6 +173,17 @@ def _environment(settings: Settings, has_gpu: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = old
+
+
+@cache
+def _sockets() -> str:
+    """A folder for the sockets between vLLM's processes, which it leaves behind; removed when this process ends.
+
+    One for all engines of the process: vLLM may keep what its variables were at its first start.
+    """
+    folder = tempfile.mkdtemp(prefix="vllm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _own_gpu() -> str:
