@@ -3,25 +3,27 @@
     python benchmarks/canary_cost.py [--repeats 5 --output benchmarks/canary_cost.md]
 
 SmolLM2-135M in float32 under a LoRA adapter of rank 16, one thread, engines that share the weights and that hold a
-copy; every repeat times both sides, one after the other. Before, moments were taken of 32 MiB of float64 at a time and
-read after each, and the policy's and the engine's fingerprint were both computed in any case.
+copy; every repeat times both sides, one after the other. Before, layers were merged in memory that was new each time,
+moments were taken of 32 MiB of float64 at a time and read after each, and the policy's and the engine's fingerprint
+were both computed in any case.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
 import torch
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from lit_agentrl.methods import GRPOPlusPlusModule
-from lit_agentrl.models.fingerprint import CHUNK, distance, merged_weights, policy_fingerprint
+from lit_agentrl.models.fingerprint import CHUNK, distance, policy_fingerprint
 from lit_agentrl.models.policy import Lora, load_tokenizer
 from lit_agentrl.rollouts.canary import Canary, Trainee
 from lit_agentrl.rollouts.chat import Chat
@@ -36,11 +38,21 @@ class Silent(HFEngine):
         """It cannot tell."""
 
 
+def merged_before(lm: nn.Module) -> Iterator[Tensor]:
+    """Every weight once, those under the adapter with its update added."""
+    seen: set[int] = set()
+    for layer in lm.modules():
+        if isinstance(layer, Linear):
+            seen.update(id(parameter) for parameter in layer.parameters())
+            yield layer.get_base_layer().weight + layer.get_delta_weight("default")
+    yield from (parameter for parameter in lm.parameters() if id(parameter) not in seen)
+
+
 @torch.no_grad()
 def before(lm: nn.Module, dtype: torch.dtype | None = None) -> Fingerprint:
     """A fingerprint as it was: of no module, so that the engine's and the policy's are two."""
     count, total, squares = 0, 0.0, 0.0
-    for tensor in merged_weights(lm):
+    for tensor in merged_before(lm):
         count += tensor.numel()
         for part in tensor.reshape(-1).split(CHUNK):
             numbers = part.to(dtype or part.dtype).double()

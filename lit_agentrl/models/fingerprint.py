@@ -53,21 +53,17 @@ def fingerprint(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> 
         tensors: Of any shapes.
         dtype: What they are cast to first.
     """
-    whole: dict[torch.device, _Moments] = {}
-    shards: dict[torch.device, _Moments] = {}
-    count = 0
+    whole, shards, count = _Moments(dtype), _Moments(dtype), 0
     for tensor in tensors:
         count += tensor.numel()
         if isinstance(tensor, DTensor):
-            sums, values, copies = shards, tensor.to_local(), _num_copies(tensor)
+            shards.add(tensor.to_local(), _num_copies(tensor))
         else:
-            sums, values, copies = whole, tensor, 1
-        if values.device not in sums:
-            sums[values.device] = _Moments(values.device)
-        sums[values.device].add(values, dtype, copies)
-    total, squares = _read(whole)
-    if shards:
-        further = distributed.reduce_floats(_read(shards), every_rank=True)
+            whole.add(tensor)
+        del tensor  # a weight that was merged: the next one's memory
+    total, squares = whole.read()
+    if shards.sums:
+        further = distributed.reduce_floats(shards.read(), every_rank=True)
         total, squares = total + further[0], squares + further[1]
     return Fingerprint(count, total, squares)
 
@@ -110,20 +106,26 @@ def _merged(layer: LoraLayer) -> Iterator[Tensor]:
         value = _placed(parameter.detach())
         if name == "weight":
             for adapter in layer.active_adapters:
-                value = (value + _update(layer, adapter)).to(value.dtype)
+                if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
+                    value = _sum(value, _update(layer, adapter)).to(value.dtype)
         yield value
 
 
-def _update(layer: Linear | Embedding, adapter: str) -> Tensor | float:
-    """What an adapter adds to the layer's weight; a product of shards is again sharded by rows."""
-    if adapter not in layer.lora_A and adapter not in layer.lora_embedding_A:
-        return 0.0
+def _update(layer: Linear | Embedding, adapter: str) -> Tensor:
+    """What an adapter adds to the layer's weight, in new memory; a product of shards is again sharded by rows."""
     weights = dict(layer.named_parameters())
     down, up = weights.get(f"lora_A.{adapter}.weight"), weights.get(f"lora_B.{adapter}.weight")
-    if down is None or up is None or not isinstance(down, DTensor):
-        return layer.get_delta_weight(adapter)
-    product = (_placed(up.detach()) @ _placed(down.detach())) * layer.scaling[adapter]
+    if down is None or up is None or not (isinstance(down, DTensor) or down.dtype in (torch.float32, torch.float64)):
+        return layer.get_delta_weight(adapter)  # of 16 bits it multiplies in 32 on a CPU
+    product = (_placed(up.detach()) @ _placed(down.detach())).mul_(layer.scaling[adapter])
     return product.T if layer.fan_in_fan_out else product  # type: ignore[no-any-return]
+
+
+def _sum(weight: Tensor, update: Tensor) -> Tensor:
+    """Both together, in the update's memory where that can hold it: new memory costs a CPU more than the arithmetic."""
+    if isinstance(update, DTensor) or torch.result_type(weight, update) != update.dtype:
+        return weight + update
+    return update.add_(weight)
 
 
 def _placed(tensor: Tensor) -> Tensor:
@@ -138,22 +140,25 @@ def _num_copies(tensor: DTensor) -> int:
 
 
 class _Moments:
-    """Sum and sum of squares of all numbers added, on one device, which nothing waits for before they are read."""
+    """Sum and sum of squares, [2] float64 on every device that numbers are on; nothing waits before they are read."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        # one for all: memory that is asked for anew costs a CPU more than the arithmetic
-        self._numbers = self.sums.new_empty(CPU_CHUNK if device.type == "cpu" else CHUNK)
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self.sums: dict[torch.device, Tensor] = {}
+        self._numbers: dict[torch.device, Tensor] = {}  # one memory for all: new memory costs a CPU more than the sums
 
-    def add(self, tensor: Tensor, dtype: torch.dtype | None, copies: int) -> None:
-        """Its numbers, cast first to `dtype`; of what `copies` ranks hold this one's share."""
-        for part in tensor.reshape(-1).split(len(self._numbers)):  # type: ignore[no-untyped-call]
-            numbers = self._numbers[: len(part)].copy_(part.to(dtype or part.dtype))
+    def add(self, tensor: Tensor, copies: int = 1) -> None:
+        """All numbers of a tensor, or this rank's share in those that `copies` ranks hold."""
+        device = tensor.device
+        if device not in self.sums:
+            self.sums[device] = torch.zeros(2, dtype=torch.float64, device=device)
+            self._numbers[device] = self.sums[device].new_empty(CPU_CHUNK if device.type == "cpu" else CHUNK)
+        for part in tensor.reshape(-1).split(len(self._numbers[device])):  # type: ignore[no-untyped-call]
+            numbers = self._numbers[device][: len(part)].copy_(part.to(self._dtype or part.dtype))
             # squares are summed, not a dot product: that adds up one by one, and rounds a hundred times as much
-            self.sums += torch.stack([numbers.sum(), numbers.square_().sum()]) / copies
+            self.sums[device] += torch.stack([numbers.sum(), numbers.square_().sum()]) / copies
 
-
-def _read(moments: dict[torch.device, _Moments]) -> list[float]:
-    """Those of all devices together: one wait for each."""
-    of_each = [each.sums.tolist() for each in moments.values()]
-    return [sum(values) for values in zip([0.0, 0.0], *of_each, strict=True)]
+    def read(self) -> list[float]:
+        """Those of all devices together: one wait for each."""
+        of_each = [sums.tolist() for sums in self.sums.values()]
+        return [sum(values) for values in zip([0.0, 0.0], *of_each, strict=True)]
