@@ -16,6 +16,8 @@ from torch import Tensor, nn
 _ROWS = 512
 """Rows of the identity that a packed matrix is read through at once."""
 
+_CHUNK = 2**20
+"""Numbers that exist in float64 at a time, 8 MiB: beside vLLM there is little memory left."""
 
 _SPREAD = (
     "ReplicatedLinear",
@@ -141,10 +143,13 @@ def moments(model: nn.Module, num_workers: int = 1) -> dict[str, Any]:
 
 
 def _sums(tensors: Iterable[Tensor]) -> dict[str, Any]:
-    count, total, squares = 0, 0.0, 0.0
+    count, sums = 0, torch.zeros(2, dtype=torch.float64)
     for values in tensors:
-        exact = values.double()
-        count, total, squares = count + exact.numel(), total + float(exact.sum()), squares + float(exact.square().sum())
+        count += values.numel()
+        for part in values.reshape(-1).split(_CHUNK):  # type: ignore[no-untyped-call]
+            exact = part.double()
+            sums = sums.to(exact.device) + torch.stack([exact.sum(), exact.square().sum()])
+    total, squares = sums.tolist()
     return {"count": count, "total": total, "squares": squares}
 
 
