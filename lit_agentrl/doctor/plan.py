@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig
 
 from lit_agentrl.doctor.plan_policy import fill, quantizer
+from lit_agentrl.doctor.plan_ranks import Ranks, one_of
 from lit_agentrl.doctor.plan_rows import made_rows
 from lit_agentrl.doctor.plan_step import MakeOptimizer, StepBytes, count_step
 from lit_agentrl.models.policy import Attention, DType, Lora, Quantize, Vision, blank_policy
 from lit_agentrl.models.scoring import PaddedModel, PrefixGroupedModel
+from lit_agentrl.models.sharding import Sharding
 from lit_agentrl.types import TrainBatch
 
+__all__ = ["MemoryPlan", "Peak", "Ranks", "Rollouts", "Setup", "kv_bytes", "plan"]
+
+ONE_DEVICE = Ranks()
 HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -59,19 +66,6 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """How a run is spread.
-
-    Args:
-        sharded: Ranks that FSDP2 shards weights, gradients and optimiser states over; 1 does not shard.
-        cpu_offload: Whether they lie in the CPU's memory.
-    """
-
-    sharded: int = 1
-    cpu_offload: bool = False
-
-
-@dataclass(frozen=True)
 class Peak:
     """Bytes of one rank."""
 
@@ -102,44 +96,42 @@ class MemoryPlan:
     setup: Setup
     step: StepBytes
     """Of one device that holds everything."""
-    sharded: StepBytes
-    """The same in the type that FSDP2 gathers layers in."""
+    on_rank: Callable[[Ranks], StepBytes]
+    """Counts the step of one rank that FSDP2 shards over so many, both memories in one."""
+    copied: int
+    """A whole copy of the weights, in the type that a rank of FSDP2 computes in."""
     kv_bytes: int
     """Keys and values of one token."""
     vocabulary: int
 
-    def peak(self, ranks: Ranks = Ranks()) -> Peak:
-        """The parts on one rank."""
-        if ranks.sharded == 1 and not ranks.cpu_offload:
-            step, update, host = self.step, max(self.step.activations, self.step.update), self.step.offloaded
-            resting = step.resting
-        else:
-            step = self.sharded
-            shard = -(-self.step.resting // ranks.sharded)
-            resting, host = (0, shard) if ranks.cpu_offload else (shard, 0)
-            update = max(self._gathered(ranks), self.step.update // ranks.sharded)
-            host += step.offloaded
+    def peak(self, ranks: Ranks = ONE_DEVICE) -> Peak:
+        """The parts on one rank.
+
+        Raises:
+            UserError: For sharded ranks: the model's layers are not known, or this process is one of several ranks.
+        """
+        step = self.step if ranks.is_plain else self.on_rank(ranks)
+        resting, host = step.resting, step.offloaded
+        update = step.pixels + max(step.activations, step.update)
+        if ranks.cpu_offload:
+            # a unit's shards cross the bus before they are gathered, and its gradients' after they are reduced
+            crossing, returning = self._largest_shards(ranks.sharded)
+            resting, update = 0, step.pixels + step.activations + crossing
+            host += step.resting + max(step.update, returning)
         reference = 0
         if self.setup.reference != "none":
             wide = 4 if self.setup.reference == "average" else 0
             num_bytes = max(self.step.trained, self.step.trained * wide // _itemsize(self.setup.dtype))
             reference = -(-num_bytes // ranks.sharded)
             update = max(update, -(-self.step.trained // ranks.sharded))  # the policy's, kept while it is in use
-        cached, rollout, replica = self._rollouts(is_sharded=ranks.sharded > 1 or ranks.cpu_offload)
+        cached, rollout, replica = self._rollouts(is_sharded=not ranks.is_plain)
         return Peak(resting, reference, replica, update, cached, rollout, host)
 
-    def _gathered(self, ranks: Ranks) -> int:
-        """A micro-batch under FSDP2: the root stays gathered, with its whole gradient, and two layers are in flight.
-
-        After a layer's backward its gradients are copied once more, to be reduced.
-        """
-        layers, activations = self.sharded.layers, self.sharded.activations
-        if ranks.sharded == 1:
-            return activations + layers.root + layers.root_trained + 2 * layers.largest + layers.largest_trained
-        flight = 3 * layers.largest + 2 * layers.largest_trained
-        during = activations + layers.root + layers.root_trained + flight
-        end = layers.root + 3 * layers.root_trained
-        return max(during, end)
+    def _largest_shards(self, size: int) -> tuple[int, int]:
+        """One rank's part of what is gathered together, weights and gradients, where there is most of it."""
+        layers = self.step.layers
+        weights, trained = max(layers.root, layers.largest), max(layers.root_trained, layers.largest_trained)
+        return -(-weights // size), -(-trained // size)
 
     def _rollouts(self, *, is_sharded: bool) -> tuple[int, int, int]:
         """Bytes kept, in use and of a copy of the weights."""
@@ -147,7 +139,11 @@ class MemoryPlan:
         if rollouts is None:
             return 0, 0, 0
         logits = 3 * 4 * rollouts.batch_size * self.vocabulary  # as they are, in float32, and at a temperature
-        replica = self.sharded.weights if is_sharded or rollouts.own_weights else 0
+        replica = 0
+        if is_sharded:
+            replica = self.copied
+        elif rollouts.own_weights:
+            replica = self.step.weights
         return rollouts.cached_tokens * self.kv_bytes, rollouts.batch_tokens * self.kv_bytes + logits, replica
 
 
@@ -180,14 +176,19 @@ def plan(
             shared=setup.share_prefix is not False,
             vocabulary=text.vocab_size,
         )
-    step = _count(config, setup, batch)
-    compute = HALVES.get(setup.precision.removesuffix("-mixed"))
-    sharded = step
-    if compute is not None:
-        name: DType = "bfloat16" if compute is torch.bfloat16 else "float16"
-        sharded = _count(config, replace(setup, dtype=name, precision="32-true"), batch)
-    itemsize = _itemsize(setup.dtype)
-    return MemoryPlan(setup, step, sharded, kv_bytes(text, itemsize), text.vocab_size)
+    rows = batch
+
+    @cache
+    def on_rank(ranks: Ranks) -> StepBytes:
+        policy = _blank(config, setup)
+        with one_of(policy, ranks, setup.precision):
+            return _count(policy, setup, rows, one_call=setup.device == "cuda" and not ranks.cpu_offload)
+
+    policy = _blank(config, setup)
+    step = _count(policy, setup, rows, one_call=setup.device == "cuda")
+    compute = Sharding().dtype(setup.precision)
+    copied = sum(p.numel() * (p if compute is None else compute).itemsize for p in policy.lm.parameters())
+    return MemoryPlan(setup, step, on_rank, copied, kv_bytes(text, _itemsize(setup.dtype)), text.vocab_size)
 
 
 def kv_bytes(text: PreTrainedConfig, itemsize: int) -> int:
@@ -202,14 +203,15 @@ def kv_bytes(text: PreTrainedConfig, itemsize: int) -> int:
     return int(2 * text.num_hidden_layers * heads * width * itemsize)
 
 
-def _count(config: PreTrainedConfig, setup: Setup, batch: TrainBatch) -> StepBytes:
+def _count(policy: PaddedModel, setup: Setup, batch: TrainBatch, *, one_call: bool) -> StepBytes:
     half = HALVES.get(setup.precision.removesuffix("-mixed")) if setup.precision.endswith("-mixed") else None
     return count_step(
-        _blank(config, setup),
+        policy,
         batch,
         setup.optimizer,
         autocast=half,
         device=setup.device,
+        one_call=one_call,
         offloads=setup.offload_activations,
     )
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from lit_agentrl.doctor.memory import peak_bytes
 from lit_agentrl.doctor.passes import Passes
+from lit_agentrl.doctor.plan_tracker import of_this_rank
 
 
 def measured_step(passes: Passes, policy: nn.Module, indices: Sequence[int]) -> int:
     """Most bytes that weights and two optimiser steps on one micro-batch hold at once; the weights are put back.
 
-    In the second step gradients and states are there before the pass, as when micro-batches add up.
+    Of a sharded policy they are those of this rank, and every rank calls it. In the second step gradients and states
+    are there before the pass, as when micro-batches add up.
 
     Args:
         passes: The rows, and the module that makes the optimiser.
@@ -43,9 +45,9 @@ def measured_step(passes: Passes, policy: nn.Module, indices: Sequence[int]) -> 
 
 
 def weight_bytes(policy: nn.Module) -> int:
-    """Of weights and buffers, and of the scales of those in 4 bits; each storage once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(policy)}
-    return sum(storages.values())
+    """Of weights (of sharded ones the shards) and buffers, and of the scales of those in 4 bits; each storage once."""
+    storages = [of_this_rank(tensor).untyped_storage() for tensor in _tensors(policy)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _tensors(policy: nn.Module) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lit_agentrl.models.quantized import quantization_options
@@ -38,6 +39,14 @@ def fill(lm: nn.Module) -> None:
                 module.register_parameter(name, made[weight])
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
+
+
+def fake_mode(lm: nn.Module) -> FakeTensorMode:
+    """What the weights of a filled model belong to."""
+    weight = next(lm.parameters())
+    found = getattr(weight.to_local() if isinstance(weight, DTensor) else weight, "fake_mode", None)
+    assert isinstance(found, FakeTensorMode), "fill the model first"
+    return found
 
 
 def quantized_bytes(weight: Tensor) -> int:

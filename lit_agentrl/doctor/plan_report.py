@@ -15,8 +15,10 @@ from lit_agentrl.doctor.plan_measure import measured_step
 from lit_agentrl.doctor.plan_rows import filled
 from lit_agentrl.doctor.plan_step import StepBytes
 from lit_agentrl.doctor.rows import reuse_of, select
+from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import Lora
 from lit_agentrl.models.scoring import PaddedModel
+from lit_agentrl.models.vision import VisionInputs
 from lit_agentrl.types import TrainBatch
 
 ROOM = 0.8
@@ -125,10 +127,21 @@ def other_ways(config: PreTrainedConfig, setup: Setup, batch: TrainBatch | None)
         packed = replace(cheap, lora=setup.lora or Lora(), quantize="nf4")
         options.append(_option("gradient_checkpointing, lora, quantize nf4", plan(config, packed, batch), Ranks()))
     if setup.quantize == "none":
-        options += [_option(f"FSDP2 over {n}", configured, Ranks(n)) for n in (2, 4, 8)]
-        options.append(_option("FSDP2 over 8, gradient_checkpointing", recomputed, Ranks(8)))
-        options.append(_option("FSDP2 over 8, the same, cpu_offload", recomputed, Ranks(8, cpu_offload=True)))
+        options += _sharded(configured, recomputed)
     return configured, options
+
+
+def _sharded(configured: MemoryPlan, recomputed: MemoryPlan) -> list[Option]:
+    """What FSDP2 would take; nothing, and the log says why, for a model that it does not shard."""
+    try:
+        return [
+            *(_option(f"FSDP2 over {n}", configured, Ranks(n)) for n in (2, 4, 8)),
+            _option("FSDP2 over 8, gradient_checkpointing", recomputed, Ranks(8)),
+            _option("FSDP2 over 8, the same, cpu_offload", recomputed, Ranks(8, cpu_offload=True)),
+        ]
+    except UserError as error:
+        log.warning("FSDP2 is not planned for: %s", error)
+        return []
 
 
 def examine_memory(
@@ -172,5 +185,5 @@ def _on_cpu(batch: TrainBatch) -> TrainBatch:
         action_mask=batch.action_mask.cpu(),
         advantages=batch.advantages.cpu(),
         old_logprobs=batch.old_logprobs.cpu(),
-        vision=None,
+        vision=batch.vision.to("cpu") if isinstance(batch.vision, VisionInputs) else None,
     )

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_agentrl.doctor.plan_tracker import LiveBytes
+from lit_agentrl.doctor.plan_policy import fake_mode
+from lit_agentrl.doctor.plan_tracker import LiveBytes, of_this_rank
 from lit_agentrl.models import offload
-from lit_agentrl.models.lm_parts import decoder_of
 from lit_agentrl.models.offload import OffloadActivations
 from lit_agentrl.models.scoring import PaddedModel
+from lit_agentrl.models.sharding import layers_of
+from lit_agentrl.models.vision import VisionInputs
 from lit_agentrl.types import TrainBatch
 
 Device = Literal["cpu", "cuda"]
@@ -59,6 +60,8 @@ class StepBytes:
     offloaded: int
     """Activations that `offload_activations` keeps in the CPU's memory."""
     layers: Layers
+    pixels: int = 0
+    """Of the micro-batch's images: they are on the device before the step, and not in `peak`."""
 
     @property
     def weights(self) -> int:
@@ -83,29 +86,31 @@ def count_step(
     *,
     autocast: torch.dtype | None = None,
     device: Device = "cpu",
+    one_call: bool = False,
     offloads: bool = False,
 ) -> StepBytes:
-    """Run a step of `policy`, which holds nothing, on rows that are real, and count.
+    """Run a step of `policy`, which holds nothing, on rows that are real, and count; of a sharded one a rank's part.
 
     Counted is a later micro-batch of a later step: gradients and states are there already.
 
     Args:
-        policy: Filled by `plan_policy.fill`.
+        policy: Filled by `plan_policy.fill`, then maybe sharded by `plan_ranks.one_of`.
         batch: One micro-batch, on the CPU.
         make_optimizer: Called with the trained weights.
         autocast: The type of automatic mixed precision.
-        device: Where the step will run. On a GPU the optimiser updates all weights in one call each, and the head takes
-            more of the vocabulary at a time: faster, and more memory.
+        device: Where the step will run. On a GPU the head takes more of the vocabulary at a time: faster, and more
+            memory.
+        one_call: Whether the optimiser updates all weights in one call each, as it does with those of a GPU: likewise.
         offloads: Whether activations are moved to the CPU's memory.
     """
     trained = [p for p in policy.parameters() if p.requires_grad]
-    with LiveBytes() as count, _head_of(device):
+    with LiveBytes(fake_mode(policy.lm)) as count, _head_of(device):
         num_trained = count.hold(trained)
         frozen = count.hold([*policy.parameters(), *policy.buffers()])
         for weight in trained:
             weight.grad = torch.zeros_like(weight)
         gradients = count.live - num_trained - frozen
-        optimizer, states, update = _count_optimizer(count, make_optimizer, trained, foreach=device == "cuda")
+        optimizer, states, update = _count_optimizer(count, make_optimizer, trained, foreach=one_call)
         before = count.live
         moved = _Counted(policy.lm) if offloads else nullcontext()
         count.restart()
@@ -131,6 +136,7 @@ def count_step(
         update=update,
         offloaded=moved.total if isinstance(moved, _Counted) else 0,
         layers=_layers(policy),
+        pixels=_pixels(batch),
     )
 
 
@@ -163,7 +169,8 @@ class _Counted(OffloadActivations):
 
     def back(self, away: Any) -> Tensor:
         shape, stride, dtype = away
-        return next(self._lm.parameters()).new_empty_strided(shape, stride, dtype=dtype)
+        weight = of_this_rank(next(self._lm.parameters()))
+        return weight.new_empty_strided(shape, stride, dtype=dtype)
 
 
 def _count_optimizer(
@@ -196,12 +203,18 @@ def _sampled_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> int:
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     resident = sum(value.nbytes for value in states if not getattr(value, "is_paged", False))
-    return round(resident / SAMPLE * sum(p.numel() for p in trained))
+    return round(resident / SAMPLE * sum(of_this_rank(p).numel() for p in trained))
+
+
+def _pixels(batch: TrainBatch) -> int:
+    if not isinstance(batch.vision, VisionInputs):
+        return 0
+    return sum(image.nbytes for images in batch.vision.pixels.values() for image in images)
 
 
 def _layers(policy: PaddedModel) -> Layers:
     """By the units that `sharding.shard` makes."""
-    layers = [module for module in decoder_of(policy.lm).modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(policy.lm)
     inside = {id(p) for layer in layers for p in layer.parameters()}
     outside = [p for p in policy.parameters() if id(p) not in inside]
     return Layers(
