@@ -73,7 +73,7 @@ def distance(one: Fingerprint, other: Fingerprint) -> float:
 
     Exact for nothing, but of the right size for differences with random signs, whose sum is about as large as their
     norm; where they share a sign it is larger by up to the root of their number. Rounding of the sums themselves gives
-    some 1e-13.
+    some 1e-13, and 5e-12 for 1.3e8 numbers.
     """
     if one.count != other.count or not all(map(math.isfinite, (one.total, one.squares, other.total, other.squares))):
         return math.inf
