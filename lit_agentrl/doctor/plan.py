@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -97,7 +97,7 @@ class MemoryPlan:
     step: StepBytes
     """Of one device that holds everything."""
     on_rank: Callable[[Ranks], StepBytes]
-    """Counts the step of one rank that FSDP2 shards over so many, both memories in one."""
+    """Counts the step of one of so many ranks of FSDP2, both memories in one: `cpu_offload` changes nothing."""
     copied: int
     """A whole copy of the weights, in the type that a rank of FSDP2 computes in."""
     kv_bytes: int
@@ -110,14 +110,13 @@ class MemoryPlan:
         Raises:
             UserError: For sharded ranks: the model's layers are not known, or this process is one of several ranks.
         """
-        step = self.step if ranks.is_plain else self.on_rank(ranks)
+        step = self.step if ranks.is_plain else self.on_rank(replace(ranks, cpu_offload=False))
         resting, host = step.resting, step.offloaded
         update = step.pixels + max(step.activations, step.update)
         if ranks.cpu_offload:
-            # a unit's shards cross the bus before they are gathered, and its gradients' after they are reduced
-            crossing, returning = self._largest_shards(ranks.sharded)
-            resting, update = 0, step.pixels + step.activations + crossing
-            host += step.resting + max(step.update, returning)
+            resting, update = 0, step.pixels + step.activations
+            # a unit's gradients arrive beside those there are; shards on their way out are gone when all is gathered
+            host += step.resting + max(step.update_apart, -(-self.step.unit // ranks.sharded))
         reference = 0
         if self.setup.reference != "none":
             wide = 4 if self.setup.reference == "average" else 0
@@ -126,12 +125,6 @@ class MemoryPlan:
             update = max(update, -(-self.step.trained // ranks.sharded))  # the policy's, kept while it is in use
         cached, rollout, replica = self._rollouts(is_sharded=not ranks.is_plain)
         return Peak(resting, reference, replica, update, cached, rollout, host)
-
-    def _largest_shards(self, size: int) -> tuple[int, int]:
-        """One rank's part of what is gathered together, weights and gradients, where there is most of it."""
-        layers = self.step.layers
-        weights, trained = max(layers.root, layers.largest), max(layers.root_trained, layers.largest_trained)
-        return -(-weights // size), -(-trained // size)
 
     def _rollouts(self, *, is_sharded: bool) -> tuple[int, int, int]:
         """Bytes kept, in use and of a copy of the weights."""
@@ -182,10 +175,10 @@ def plan(
     def on_rank(ranks: Ranks) -> StepBytes:
         policy = _blank(config, setup)
         with one_of(policy, ranks, setup.precision):
-            return _count(policy, setup, rows, one_call=setup.device == "cuda" and not ranks.cpu_offload)
+            return _count(policy, setup, rows)
 
     policy = _blank(config, setup)
-    step = _count(policy, setup, rows, one_call=setup.device == "cuda")
+    step = _count(policy, setup, rows)
     compute = Sharding().dtype(setup.precision)
     copied = sum(p.numel() * (p if compute is None else compute).itemsize for p in policy.lm.parameters())
     return MemoryPlan(setup, step, on_rank, copied, kv_bytes(text, _itemsize(setup.dtype)), text.vocab_size)
@@ -203,7 +196,7 @@ def kv_bytes(text: PreTrainedConfig, itemsize: int) -> int:
     return int(2 * text.num_hidden_layers * heads * width * itemsize)
 
 
-def _count(policy: PaddedModel, setup: Setup, batch: TrainBatch, *, one_call: bool) -> StepBytes:
+def _count(policy: PaddedModel, setup: Setup, batch: TrainBatch) -> StepBytes:
     half = HALVES.get(setup.precision.removesuffix("-mixed")) if setup.precision.endswith("-mixed") else None
     return count_step(
         policy,
@@ -211,7 +204,6 @@ def _count(policy: PaddedModel, setup: Setup, batch: TrainBatch, *, one_call: bo
         setup.optimizer,
         autocast=half,
         device=setup.device,
-        one_call=one_call,
         offloads=setup.offload_activations,
     )
 

@@ -19,6 +19,7 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.models.policy import Lora
 from lit_agentrl.models.scoring import PaddedModel
 from lit_agentrl.models.vision import VisionInputs
+from lit_agentrl.models.vision_families import has_vision
 from lit_agentrl.types import TrainBatch
 
 ROOM = 0.8
@@ -79,6 +80,8 @@ class MemoryFindings:
     """The configured one first."""
     memory: float | None
     """GiB of a device, where it was said."""
+    images: int | None
+    """In the micro-batch that the options are planned for; None for a model of text."""
 
 
 def try_step(
@@ -158,13 +161,19 @@ def examine_memory(
     rows = _on_cpu(passes.rows)
     batch = filled(rows, setup.max_tokens, shared=setup.share_prefix is not False, vocabulary=vocabulary)
     configured, options = other_ways(config, setup, batch)
-    return MemoryFindings(trial, setup.max_tokens, configured.kv_bytes, options, memory)
+    return MemoryFindings(trial, setup.max_tokens, configured.kv_bytes, options, memory, _images(config, batch))
 
 
 def planned_memory(config: PreTrainedConfig, setup: Setup, memory: float | None) -> MemoryFindings:
     """The options alone, without a model: for the longest rows that the budget allows."""
     configured, options = other_ways(config, setup, None)
-    return MemoryFindings(None, setup.max_tokens, configured.kv_bytes, options, memory)
+    return MemoryFindings(None, setup.max_tokens, configured.kv_bytes, options, memory, _images(config, None))
+
+
+def _images(config: PreTrainedConfig, batch: TrainBatch | None) -> int | None:
+    if not has_vision(config):
+        return None
+    return len(batch.vision.content_ids) if batch is not None and isinstance(batch.vision, VisionInputs) else 0
 
 
 def _option(name: str, found: MemoryPlan, ranks: Ranks) -> Option:

@@ -30,18 +30,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Bytes of weights by what FSDP2 gathers together, and how many of them are trained."""
-
-    largest: int
-    """The largest decoder layer."""
-    largest_trained: int
-    root: int
-    """All outside the decoder's layers: embeddings, head, norms, vision tower."""
-    root_trained: int
-
-
-@dataclass(frozen=True)
 class StepBytes:
     """The parts of a training step's memory."""
 
@@ -57,9 +45,13 @@ class StepBytes:
     they are added, parts of the logits."""
     update: int
     """Most of what the optimiser's step holds above them."""
+    update_apart: int
+    """The same where it takes one weight after another, as it does in the CPU's memory."""
     offloaded: int
     """Activations that `offload_activations` keeps in the CPU's memory."""
-    layers: Layers
+    unit: int
+    """Weights that are trained of what FSDP2 gathers together, where there are most: a layer, or all that is outside of
+    the layers."""
     pixels: int = 0
     """Of the micro-batch's images: they are on the device before the step, and not in `peak`."""
 
@@ -86,7 +78,6 @@ def count_step(
     *,
     autocast: torch.dtype | None = None,
     device: Device = "cpu",
-    one_call: bool = False,
     offloads: bool = False,
 ) -> StepBytes:
     """Run a step of `policy`, which holds nothing, on rows that are real, and count; of a sharded one a rank's part.
@@ -98,9 +89,8 @@ def count_step(
         batch: One micro-batch, on the CPU.
         make_optimizer: Called with the trained weights.
         autocast: The type of automatic mixed precision.
-        device: Where the step will run. On a GPU the head takes more of the vocabulary at a time: faster, and more
-            memory.
-        one_call: Whether the optimiser updates all weights in one call each, as it does with those of a GPU: likewise.
+        device: Where the step will run. On a GPU the optimiser updates all weights in one call each, and the head takes
+            more of the vocabulary at a time: faster, and more memory.
         offloads: Whether activations are moved to the CPU's memory.
     """
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -110,7 +100,7 @@ def count_step(
         for weight in trained:
             weight.grad = torch.zeros_like(weight)
         gradients = count.live - num_trained - frozen
-        optimizer, states, update = _count_optimizer(count, make_optimizer, trained, foreach=one_call)
+        optimizer, states, apart, update = _count_optimizer(count, make_optimizer, trained, foreach=device == "cuda")
         before = count.live
         moved = _Counted(policy.lm) if offloads else nullcontext()
         count.restart()
@@ -134,8 +124,9 @@ def count_step(
         optimizer=states,
         activations=activations,
         update=update,
+        update_apart=apart,
         offloaded=moved.total if isinstance(moved, _Counted) else 0,
-        layers=_layers(policy),
+        unit=_unit(policy),
         pixels=_pixels(batch),
     )
 
@@ -175,23 +166,34 @@ class _Counted(OffloadActivations):
 
 def _count_optimizer(
     count: LiveBytes, make: MakeOptimizer, trained: list[nn.Parameter], *, foreach: bool
-) -> tuple[object, int, int]:
-    """What holds an optimiser's states, their bytes, and the most that its second step holds above them."""
+) -> tuple[object, int, int, int]:
+    """What holds an optimiser's states, their bytes, and the most that a later step holds above them.
+
+    That twice: weight by weight, and, where `foreach` says so and the optimiser can, with all weights in one call each.
+    """
     before = count.live
     try:
         optimizer = make(trained)
-        for group in optimizer.param_groups:
-            if foreach and group.get("foreach", False) is None and not group.get("fused"):
-                group["foreach"] = True
         optimizer.step()
     except Exception as error:  # whatever kernels of other packages raise at tensors without storage
         log.debug("The optimiser does not run without storage: %s", error)
-        return None, _sampled_optimizer(make, trained), 0
+        return None, _sampled_optimizer(make, trained), 0, 0
     states = count.live - before
+    apart = together = _step_bytes(count, optimizer)
+    for group in optimizer.param_groups:
+        if foreach and group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True
+    if foreach:
+        together = _step_bytes(count, optimizer)
+    return optimizer, states, apart, together
+
+
+def _step_bytes(count: LiveBytes, optimizer: torch.optim.Optimizer) -> int:
+    """The most that a step holds above what lives before it."""
     count.restart()
     resting = count.live
     optimizer.step()
-    return optimizer, states, count.peak - resting
+    return count.peak - resting
 
 
 def _sampled_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> int:
@@ -212,18 +214,10 @@ def _pixels(batch: TrainBatch) -> int:
     return sum(image.nbytes for images in batch.vision.pixels.values() for image in images)
 
 
-def _layers(policy: PaddedModel) -> Layers:
-    """By the units that `sharding.shard` makes."""
+def _unit(policy: PaddedModel) -> int:
+    """The largest of the units that `sharding.shard` makes."""
     layers = layers_of(policy.lm)
     inside = {id(p) for layer in layers for p in layer.parameters()}
-    outside = [p for p in policy.parameters() if id(p) not in inside]
-    return Layers(
-        largest=max((_bytes(layer.parameters()) for layer in layers), default=0),
-        largest_trained=max((_bytes(layer.parameters(), trained=True) for layer in layers), default=0),
-        root=_bytes(outside),
-        root_trained=_bytes(outside, trained=True),
-    )
-
-
-def _bytes(weights: Any, *, trained: bool = False) -> int:
-    return sum(p.nbytes for p in weights if p.requires_grad or not trained)
+    units = [list(layer.parameters()) for layer in layers]
+    units.append([p for p in policy.parameters() if id(p) not in inside])
+    return max(sum(p.nbytes for p in unit if p.requires_grad) for unit in units)

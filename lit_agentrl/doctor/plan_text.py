@@ -18,7 +18,18 @@ def memory_lines(found: MemoryFindings) -> list[str]:
     lines.append(
         f"  rollout and keys/values are at most that: {found.kv_bytes / 1024:.0f} KiB a token; peak holds them"
     )
+    if found.images is not None:
+        lines.append(f"  {_images(found.images)}")
     return lines
+
+
+def _images(count: int) -> str:
+    if count:
+        return f"update is for a micro-batch that shows {count} images of the sizes met, their pixels included"
+    return (
+        "this model sees, but the plan is for rows of text: images add their pixels and the vision tower's activations"
+        " (doctor without --plan counts those of the rows that it collects)"
+    )
 
 
 def _trial(trial: Trial) -> list[str]:
