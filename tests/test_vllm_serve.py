@@ -72,6 +72,13 @@ def test_a_model_over_two_workers(became, tiny_lm, monkeypatch):
     assert shared["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def test_no_worker_is_too_few(became, tiny_lm, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve-vllm", tiny_lm, "--python", sys.executable, "--tensor_parallel", "0"])
+    assert "--tensor_parallel 0: a model needs 1 worker or more" in capsys.readouterr().err
+    assert became == []
+
+
 def test_a_rank_that_vllm_has_no_room_for_is_refused(became, tiny_lm, capsys):
     for rank in ("0", "513"):
         with pytest.raises(SystemExit):

@@ -46,6 +46,8 @@ def main(options: list[str]) -> None:
 
 def server_options(given: argparse.Namespace, longest: int | None) -> list[str]:
     """What `VLLMServer` needs of the server, and what the user said, for contexts of up to `longest` tokens."""
+    if given.tensor_parallel < 1:
+        raise UserError(f"--tensor_parallel {given.tensor_parallel}: a model needs 1 worker or more.")
     options = ["--host", given.host, "--port", str(given.port), "--dtype", given.dtype]
     options += ["--worker-extension-cls", EXTENSION, "--logprobs-mode", "processed_logprobs"]
     options += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--generation-config", "vllm"]
