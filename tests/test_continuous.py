@@ -233,6 +233,7 @@ class Scheduled:
         self.state = state
 
 
+@pytest.mark.slow
 def test_a_fit_with_it_equals_one_with_hf_engine(tiny_lm: str, tmp_path: Path) -> None:
     """Two iterations with a LoRA policy and evaluations: the same transcripts and losses, whichever engine samples."""
     found = {}
