@@ -193,14 +193,23 @@ class IterationCheckpoint(ModelCheckpoint):
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Delete what a newer file has replaced, or, where the newest are kept, what has become too old."""
         if self.monitor is not None:
-            super()._remove_checkpoint(trainer, filepath)
+            self._delete(trainer, filepath)
             return
         reason = damage(Path(self.best_model_path), thorough=False) if trainer.is_global_zero else ""
         if reason:  # a disk, or whoever shares it, has spoilt what was written a moment ago
             log.warning("%s was written, but %s. Older checkpoints are kept.", self.best_model_path, reason)
             return
         while len(self._older) > self.keep - 1:
-            super()._remove_checkpoint(trainer, self._older.pop(0))
+            self._delete(trainer, self._older.pop(0))
+
+    def _delete(self, trainer: Trainer, filepath: str) -> None:
+        path, last = Path(filepath), Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+        if not path.is_dir():
+            super()._remove_checkpoint(trainer, filepath)
+        elif trainer.is_global_zero:
+            if last.exists() and last.samefile(path):  # a link, renewed later: for that long it would lead nowhere
+                _link_atomically(Path(str(self._last_checkpoint_saved)), last)
+            _delete_folder(path)
 
 
 def _link_atomically(source: Path, target: Path) -> bool:
@@ -213,7 +222,7 @@ def _link_atomically(source: Path, target: Path) -> bool:
         if source.is_dir():
             temporary.symlink_to(os.path.relpath(source, target.parent))
             if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
+                _delete_folder(target)
         else:
             os.link(source, temporary)
         temporary.replace(target)
@@ -229,6 +238,14 @@ def _replace_folder(target: Path, new: Path) -> None:
     if target.is_symlink() or target.is_file():
         target.unlink()
     elif target.exists():
-        shutil.rmtree(target)
+        _delete_folder(target)
     new.rename(target)
     sync_folder(target.parent)
+
+
+def _delete_folder(folder: Path) -> None:
+    """Take a folder away in one rename, then its files: a kill leaves none under its name that lacks some of them."""
+    doomed = folder.with_name(f"{folder.stem}.old{folder.suffix}{TEMPORARY_SUFFIX}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

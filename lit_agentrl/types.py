@@ -392,6 +392,8 @@ class Fingerprint:
     """Their sum, in float64."""
     squares: float
     """The sum of their squares, in float64."""
+    of: object = field(default=None, repr=False, compare=False)
+    """The very module that it was computed from, its weights as they are; None where that is not in this process."""
 
 
 class Engine(ABC):

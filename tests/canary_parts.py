@@ -23,6 +23,30 @@ class Bare(HFEngine):
         super().sync(lm)
 
 
+class Unadapted(HFEngine):
+    """Every weight that it samples with is the policy's own tensor; those of the adapter are missing."""
+
+    def sync(self, policy: nn.Module) -> None:
+        same = {id(tensor): tensor for tensor in policy.lm.parameters()}
+        super().sync(copy.deepcopy(policy.lm, same).unload())
+
+
+class Foreign(HFEngine):
+    """It shares the policy's module as far as anybody asks, and says itself that it samples from other weights."""
+
+    def fingerprint(self) -> Fingerprint | None:
+        found = super().fingerprint()
+        return found and Fingerprint(found.count, found.total, found.squares * (1 + 1e-6))
+
+
+class Rounded(HFEngine):
+    """It rounds the weights before it samples from them, and tells the fingerprint of what it was given."""
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16
+
+
 class Stale(HFEngine):
     """It samples from the weights of the sync before."""
 

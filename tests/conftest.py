@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
@@ -41,3 +43,10 @@ def real_cache(user_cache: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a random Llama: hidden 64, 2 layers, 4 heads (2 for keys), 300 rows, 512 positions, float32."""
     return build_tiny_lm(tmp_path_factory.mktemp("tiny") / "lm")
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Transformers' loop of continuous batching: one that went on would keep the interpreter from ending."""
+    yield
+    assert not [thread.name for thread in threading.enumerate() if "generation_loop" in thread.name]

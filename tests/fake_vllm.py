@@ -11,7 +11,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 Fault = Callable[["FakeVLLM", str, dict[str, Any]], "tuple[int, bytes] | None"]
 """Given the server, the path and the request: an answer in the place of the right one, or None to leave that."""
@@ -25,6 +28,8 @@ class FakeVLLM:
         self.version = ""
         self.folders: list[str] = []
         self.adapters: list[str] = []
+        self.held: list[dict[str, Any]] = []  # what its workers hold of adapters, two at most
+        self.lora_rank, self.is_changed = 8, False
         self.requests: list[dict[str, Any]] = []
         self.num_resets = 0
         self.fingerprint = {"count": 3, "total": 1.5, "squares": 2.25}
@@ -86,6 +91,7 @@ class FakeVLLM:
         if path == "/v1/load_lora_adapter":
             self.adapters.append(body["lora_name"])
             self.folders.append(body["lora_path"])
+            self.held = [*self.held, adapter_moments(body["lora_path"])][-2:]
             return 200, "Success: LoRA adapter added."
         if path == "/v1/unload_lora_adapter":
             self.adapters.remove(body["lora_name"])
@@ -100,11 +106,14 @@ class FakeVLLM:
     def _worker(self, method: str, args: list[str]) -> dict[str, Any]:
         if method == "lit_load":
             self.folders.append(args[0])
-            self.version = args[1]
+            self.version, self.is_changed = args[1], True
             return {"version": self.version}
         if method == "lit_fingerprint":
             return self.fingerprint
-        return {"version": self.version, "logprobs_mode": self.logprobs_mode, "dtype": "bfloat16"}
+        if method == "lit_adapters":
+            return {"is_changed": self.is_changed, "adapters": self.held}
+        state = {"version": self.version, "logprobs_mode": self.logprobs_mode, "dtype": "bfloat16"}
+        return state | {"lora_rank": self.lora_rank, "is_changed": self.is_changed}
 
 
 class FaultyProxy(FakeVLLM):
@@ -125,6 +134,16 @@ class FaultyProxy(FakeVLLM):
             return error.code, error.read()
 
 
+def adapter_moments(folder: str) -> dict[str, Any]:
+    """What a worker in bfloat16 tells of an adapter: the second matrices are scaled."""
+    options = json.loads((Path(folder) / "adapter_config.json").read_text())
+    numbers: list[float] = []
+    for name, matrix in load_file(Path(folder) / "adapter_model.safetensors").items():
+        scale = options["lora_alpha"] / options["r"] if "lora_B" in name else 1
+        numbers += (matrix.bfloat16() * scale).flatten().tolist()
+    return {"count": len(numbers), "total": sum(numbers), "squares": sum(number * number for number in numbers)}
+
+
 def completion(body: dict[str, Any], num_tokens: int | None = None, finish: str = "") -> dict[str, Any]:
     """The right answer to a request; or one of so many tokens that ended so."""
     first = (body["prompt"][-1] + 1) % 300
@@ -142,7 +161,11 @@ def completion(body: dict[str, Any], num_tokens: int | None = None, finish: str 
         "finish_reason": finish or ended,
         "logprobs": {"token_logprobs": [-0.01 * token for token in tokens]},
     }
-    return {"choices": [choice], "usage": {"prompt_tokens_details": {"cached_tokens": len(body["prompt"]) - 1}}}
+    return {
+        "model": body["model"],
+        "choices": [choice],
+        "usage": {"prompt_tokens_details": {"cached_tokens": len(body["prompt"]) - 1}},
+    }
 
 
 def only(path: str, fault: Fault) -> Fault:

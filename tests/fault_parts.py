@@ -1,7 +1,8 @@
 """Runs that stand still at a chosen moment, to be killed in, and what is left of them afterwards.
 
 `FAULT=rollout:1:0` lets rank 1 stand still in its first rollout after `iteration_000000.ckpt` was saved; it then writes
-`<FAULT_FOLDER>/standing`. Moments: rollout, backward, checkpoint. Without the variable the same run goes through.
+`<FAULT_FOLDER>/standing`. Moments: rollout, backward, checkpoint; of a folder of shards before_shard, after_shard,
+before_rename, after_rename. Without the variable the same run goes through.
 """
 
 import os
@@ -17,8 +18,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
 from lit_agentrl.callbacks import AtomicCheckpointIO
+from lit_agentrl.callbacks import checkpoint as saving
 from lit_agentrl.envs import EchoSuite
 from lit_agentrl.files import replace_atomically
 from lit_agentrl.types import Environment
@@ -64,6 +67,31 @@ class StandingIO(AtomicCheckpointIO):
         replace_atomically(Path(path), write)
 
 
+class StandingShards(L.Callback):
+    """Stands still while the ranks write a folder of shards: around a rank's own shard, or around the renaming."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        write, replace = _FileSystemWriter.write_data, saving._replace_folder
+
+        def write_data(writer: Any, plan: Any, planner: Any) -> Any:
+            stand_still("before_shard")
+            future = write(writer, plan, planner)
+            future.wait()
+            stand_still("after_shard")
+            return future
+
+        def replace_folder(target: Path, new: Path) -> None:
+            stand_still("before_rename")
+            replace(target, new)
+            stand_still("after_rename")
+
+        _FileSystemWriter.write_data, saving._replace_folder = write_data, replace_folder  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        print("At the start:", *sorted(path.name for path in folder.glob("*")), flush=True)
+
+
 STANDING = (
     "--data.environment",
     "fault_parts.StandingSuite",
@@ -72,6 +100,7 @@ STANDING = (
     "--trainer.plugins",
     '[{"class_path": "fault_parts.StandingIO"}]',
 )
+STANDING_SHARDS = ("--trainer.callbacks", '[{"class_path": "fault_parts.StandingShards"}]')
 
 
 class Run:

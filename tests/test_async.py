@@ -168,6 +168,7 @@ def test_an_error_in_the_thread_ends_the_run_where_it_is_needed(
     assert checkpoint(tmp_path)["epoch"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_that_collects_ahead(tiny_lm: str, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     slow = ("--data.environment", "test_async.Dreamy", "--data.num_workers", "1", "--trainer.max_epochs", "50")

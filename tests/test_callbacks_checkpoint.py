@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from callback_parts import FakeModule, FakeRollouts, trainer
 from lit_agentrl.callbacks import AtomicCheckpointIO, IterationCheckpoint, stop_on_sigterm
+from lit_agentrl.callbacks.checkpoint import _replace_folder
 from lit_agentrl.callbacks.checkpoint_io import remove_stale_files
+from lit_agentrl.checkpoints.whole import MANIFEST, META, damage, num_iterations, write_manifest
 from lit_agentrl.errors import UserError
 
 
@@ -210,6 +214,53 @@ def test_files_of_killed_writers_are_removed_and_others_are_not(tmp_path):
         (tmp_path / name).touch()
     assert [path.name for path in remove_stale_files(tmp_path)] == ["iteration_000001.ckpt.tmp", "last.ckpt.tmp"]
     assert names(tmp_path) == ["last.ckpt", "notes.tmp"]
+
+
+def folder_of_shards(path):
+    path.mkdir()
+    torch.save({"epoch": int(path.stem.rpartition("_")[2])}, path / META)
+    (path / "__0_0.distcp").write_bytes(b"weights")
+    write_manifest(path)
+    return path
+
+
+def killed_in_rmtree(folder, ignore_errors=False):
+    if folder.exists():
+        (folder / MANIFEST).unlink()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("monitor", [None, "score"])
+def test_a_kill_while_an_older_folder_is_deleted_leaves_no_part_of_it_under_its_name(tmp_path, monkeypatch, monitor):
+    """Without its manifest, and with Lightning's own file, what is left of it would pass for a whole one."""
+    older, newest = (folder_of_shards(tmp_path / f"iteration_00000{number}.ckpt") for number in range(2))
+    last = tmp_path / "last.ckpt"
+    last.symlink_to(older.name)
+    callback = IterationCheckpoint(dirpath=str(tmp_path), monitor=monitor, keep=1)
+    callback.best_model_path = callback._last_checkpoint_saved = str(newest)
+    callback._older = [str(older)]
+
+    monkeypatch.setattr(shutil, "rmtree", killed_in_rmtree)
+    with pytest.raises(KeyboardInterrupt):
+        callback._remove_checkpoint(SimpleNamespace(is_global_zero=True), str(older))
+    monkeypatch.undo()
+    assert names(tmp_path) == ["iteration_000000.old.ckpt.tmp", "iteration_000001.ckpt", "last.ckpt"]
+    assert last.resolve() == newest  # it pointed to the older one, and would lead nowhere until it is renewed
+    assert not damage(last)
+    assert [path.name for path in remove_stale_files(tmp_path)] == ["iteration_000000.old.ckpt.tmp"]
+
+
+def test_a_folder_takes_the_place_of_one_that_a_killed_run_had_finished(tmp_path, monkeypatch):
+    target, new = folder_of_shards(tmp_path / "iteration_000001.ckpt"), folder_of_shards(tmp_path / "new_2")
+
+    monkeypatch.setattr(shutil, "rmtree", killed_in_rmtree)
+    with pytest.raises(KeyboardInterrupt):
+        _replace_folder(target, new)
+    assert names(tmp_path) == ["iteration_000001.old.ckpt.tmp", "new_2"]
+    monkeypatch.undo()
+    _replace_folder(target, new)
+    assert num_iterations(target) == 3
+    assert names(target) == ["__0_0.distcp", MANIFEST, META]
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt(), RuntimeError("bug")])

@@ -11,9 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from canary_parts import Bare, Broken, Hot, Perturbed, Shifted, Short, Silent, Stale
+from canary_parts import (
+    Bare,
+    Broken,
+    Foreign,
+    Hot,
+    Perturbed,
+    Rounded,
+    Shifted,
+    Short,
+    Silent,
+    Stale,
+    Unadapted,
+)
 from lit_agentrl.errors import UserError
-from lit_agentrl.models import PaddedModel, PrefixGroupedModel
+from lit_agentrl.models import PaddedModel, PrefixGroupedModel, fingerprint
+from lit_agentrl.models.fingerprint import merged_weights
 from lit_agentrl.models.policy import Lora, load_policy, load_tokenizer
 from lit_agentrl.rollouts.canary import TIGHT_LOGP, Canary, Trainee
 from lit_agentrl.rollouts.chat import Chat
@@ -94,6 +107,8 @@ def test_a_right_engine_passes(
     ("engine", "message"),
     [
         (Bare, "fingerprint"),
+        (Unadapted, "fingerprint"),
+        (Foreign, "fingerprint"),
         (Stale, "fingerprint"),
         (Hot, "another temperature"),
         (Shifted, "position"),
@@ -116,6 +131,56 @@ def test_a_wrong_engine_is_caught(folder: str, engine: type[Engine], message: st
 def test_a_weight_off_by_a_thousandth_is_caught(folder: str) -> None:
     trainee, chat = made(folder)
     engine = Perturbed()
+    engine.sync(trainee.policy)
+    with pytest.raises(UserError, match="fingerprint of its weights"):
+        check(engine, trainee, chat)
+
+
+@pytest.mark.parametrize("whose", ["policy", "engine"])
+def test_a_frozen_weight_that_somebody_changes_is_caught(folder: str, whose: str) -> None:
+    """Under an adapter nothing else should move between syncs: it is looked at all the same, at every check."""
+    trainee, chat = made(folder, lora=Lora(r=4))
+    engine = HFEngine(own_weights=True)
+    engine.sync(trainee.policy)
+    assert check(engine, trainee, chat)["canary/fingerprint_gap"] == 0
+    update(trainee.policy)
+    engine.sync(trainee.policy)
+    lm = trainee.policy.lm if whose == "policy" else engine._lm
+    assert lm is not None
+    (norm,) = [p for name, p in lm.named_parameters() if name.endswith("model.norm.weight")]
+    assert not norm.requires_grad
+    with torch.no_grad():
+        norm[3] += 1e-3
+    with pytest.raises(UserError, match="fingerprint of its weights"):
+        check(engine, trainee, chat)
+
+
+def test_one_module_is_read_once_and_two_are_read_both(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainee, chat = made(folder, lora=Lora(r=4))
+    read: list[object] = []
+    monkeypatch.setattr(fingerprint, "merged_weights", lambda lm: read.append(lm) or merged_weights(lm))
+    shared, own = HFEngine(), HFEngine(own_weights=True)
+    for engine in (shared, own):
+        engine.sync(trainee.policy)
+        assert check(engine, trainee, chat)["canary/fingerprint_gap"] == 0
+    lm = trainee.policy.lm
+    assert [each is lm for each in read] == [True, False, True]
+    assert read[1] is own._lm
+
+
+def test_a_weight_that_is_no_number_is_caught_where_weights_are_shared(folder: str) -> None:
+    """No log-probability depends on it."""
+    trainee, chat = made(folder, lora=Lora(r=4))
+    trainee.policy.lm.register_parameter("unused", torch.nn.Parameter(torch.full((3,), math.nan), requires_grad=False))
+    engine = HFEngine()
+    engine.sync(trainee.policy)
+    with pytest.raises(UserError, match="fingerprint of its weights is inf away"):
+        check(engine, trainee, chat)
+
+
+def test_what_is_given_is_not_what_is_sampled_from_in_another_type(folder: str) -> None:
+    trainee, chat = made(folder)
+    engine = Rounded()
     engine.sync(trainee.policy)
     with pytest.raises(UserError, match="fingerprint of its weights"):
         check(engine, trainee, chat)

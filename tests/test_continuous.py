@@ -1,51 +1,34 @@
-"""Transformers' continuous batching as an engine: the same answers as `HFEngine`, seed for seed."""
+"""Transformers' continuous batching as an engine: the same answers as `HFEngine`, seed for seed.
 
-import copy
+What holds for every engine is in test_engines.py.
+"""
+
 import json
-import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
 
-from lit_agentrl.errors import UserError
-from lit_agentrl.models import PaddedModel
-from lit_agentrl.rollouts import ContinuousBatchingEngine
-from lit_agentrl.rollouts.engine import NonFiniteLogitsError
-from lit_agentrl.rollouts.seeded_sampler import SeededSampler
-from lit_agentrl.types import SamplingParams
-from runs import fit, metrics
-from test_engine import (
+from engine_parts import (
     GREEDY,
     SAMPLED,
     build,
     engine_of,
-    full_logprobs,
+    paged,
     random_contexts,
     reference,
     tokens_of,
 )
+from lit_agentrl.errors import UserError
+from lit_agentrl.rollouts import ContinuousBatchingEngine
+from lit_agentrl.rollouts.seeded_sampler import SeededSampler
+from lit_agentrl.types import SamplingParams
+from runs import fit, metrics
 from tiny import build_tiny_lm, byte_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """A loop that went on would keep the interpreter from ending."""
-    yield
-    assert not [thread.name for thread in threading.enumerate() if "generation_loop" in thread.name]
-
-
-def paged(lm: nn.Module, **options: object) -> ContinuousBatchingEngine:
-    """A synced engine with small pages and forwards, so that contexts are split and pages shared."""
-    small = {"stop_token_ids": [], "max_cached_tokens": 1024, "page_size": 16, "max_batch_tokens": 64}
-    engine = ContinuousBatchingEngine(**(small | options))
-    engine.sync(lm)
-    return engine
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.mark.parametrize(
@@ -69,26 +52,14 @@ def test_tokens_and_logprobs_are_those_of_hf_engine(family: str, params: Samplin
         torch.testing.assert_close(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), rtol=0, atol=2e-5)
 
 
-def test_logprobs_are_those_of_a_plain_forward() -> None:
-    lm, (context,) = build(), random_contexts(30)
-    answer = paged(lm).generate([context], SAMPLED, seeds=[4])[0]
-    exact = full_logprobs(lm, context, answer.token_ids, SAMPLED.temperature)
-    torch.testing.assert_close(torch.tensor(answer.logprobs), exact, rtol=0, atol=2e-5)
-
-
-def test_action_does_not_depend_on_its_batch_or_on_evictions() -> None:
-    """Alone, in another order, and with room for so few pages that sequences are thrown out and computed again."""
+def test_action_does_not_depend_on_evictions() -> None:
+    """With room for so few pages that sequences are thrown out and computed again."""
     lm, contexts = build(), random_contexts(20, 9, 33) * 3
     params = SamplingParams(temperature=0.9, max_new_tokens=40)
-    together = tokens_of(paged(lm).generate(contexts, params, seeds=range(9)))
-    assert len(set(map(tuple, together))) == 9
-    backwards = paged(lm).generate(contexts[::-1], params, seeds=range(9)[::-1])
-    assert tokens_of(backwards)[::-1] == together
-    assert tokens_of(paged(lm).generate(contexts[4:5], params, seeds=[4])) == together[4:5]
-    crowded = paged(lm, max_cached_tokens=160)
+    expected = tokens_of(engine_of(lm).generate(contexts, params, seeds=range(9)))
     with evictions() as evicted:
-        answers = crowded.generate(contexts, params, seeds=range(9))
-    assert tokens_of(answers) == together
+        answers = paged(lm, max_cached_tokens=160).generate(contexts, params, seeds=range(9))
+    assert tokens_of(answers) == expected
     assert [len(answer.logprobs) for answer in answers] == [40] * 9
     assert evicted
 
@@ -114,16 +85,6 @@ class evictions:
         self.patch.undo()
 
 
-def test_calls_without_seeds_differ_and_repeat() -> None:
-    def two_calls(seed: int) -> list[list[int]]:
-        engine = paged(lm, seed=seed)
-        return [tokens for _ in range(2) for tokens in tokens_of(engine.generate(contexts, SAMPLED))]
-
-    lm, contexts = build(), random_contexts(10) * 2
-    assert len(set(map(tuple, two_calls(0)))) == 4
-    assert two_calls(0) == two_calls(0) != two_calls(1)
-
-
 def test_whole_pages_of_earlier_turns_are_not_computed_again() -> None:
     """A page is 16 tokens: of 50 + 12 + 6 known tokens four pages are whole; a `sync` forgets them."""
     lm, (prompt,) = build(), random_contexts(50)
@@ -138,62 +99,6 @@ def test_whole_pages_of_earlier_turns_are_not_computed_again() -> None:
     assert engine.generate([context], GREEDY)[0].num_cached == 0
     alone = paged(lm, share_prefixes=False)
     assert [alone.generate([context], GREEDY)[0].num_cached for _ in range(2)] == [0, 0]
-
-
-def test_sync_brings_new_weights_and_forgets_the_old_keys() -> None:
-    lm, (context,) = build(), random_contexts(50)
-    engine = paged(lm)
-    before = engine.generate([context], GREEDY)[0]
-    assert engine.shares_weights
-    assert engine.version == 1
-    with torch.no_grad():
-        for parameter in lm.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)), alpha=0.2)
-    engine.sync(lm)
-    after = engine.generate([context], GREEDY)[0]
-    assert after.token_ids == reference(lm, context, 12) != before.token_ids
-    other = build(seed=1)
-    engine.sync(other)
-    assert engine.version == 3
-    assert engine.generate([context], GREEDY)[0].token_ids == reference(other, context, 12)
-
-
-def test_own_weights_stay_while_the_policy_trains_on() -> None:
-    lm, (context,) = build(), random_contexts(20)
-    policy = PaddedModel(lm)
-    engine = paged(policy, own_weights=True)
-    assert not engine.shares_weights
-    before = reference(lm, context, 12)
-    with torch.no_grad():
-        lm.lm_head.weight.add_(torch.randn(lm.lm_head.weight.shape, generator=torch.Generator().manual_seed(5)))
-    assert engine.generate([context], GREEDY)[0].token_ids == before != reference(lm, context, 12)
-    engine.sync(policy)
-    assert engine.generate([context], GREEDY)[0].token_ids == reference(lm, context, 12)
-
-
-def test_lora_adapter_is_active() -> None:
-    lm, (context,) = build(), random_contexts(20)
-    plain = reference(lm, context, 12)
-    adapted = get_peft_model(lm, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
-    found = paged(adapted).generate([context] * 2, SAMPLED, seeds=[1, 2])
-    assert tokens_of(found) == tokens_of(engine_of(adapted).generate([context] * 2, SAMPLED, seeds=[1, 2]))
-    assert paged(adapted).generate([context], GREEDY)[0].token_ids == reference(adapted, context, 12) != plain
-
-
-def test_stop_tokens_end_an_action_and_stay_in_it() -> None:
-    lm, (context,) = build(), random_contexts(20)
-    free = paged(lm).generate([context], SAMPLED, seeds=[0])[0]
-    stop = free.token_ids[4]
-    length = free.token_ids.index(stop) + 1
-    params = SamplingParams(temperature=0.9, max_new_tokens=12, stop_token_ids=(stop,))
-    for completion in (
-        paged(lm).generate([context], params, seeds=[0])[0],
-        paged(lm, stop_token_ids=[stop]).generate([context], SAMPLED, seeds=[0])[0],
-    ):
-        assert (completion.token_ids, completion.finish) == (free.token_ids[:length], "stop")
-        assert len(completion.logprobs) == length
-    lm.generation_config.eos_token_id = stop
-    assert paged(lm, stop_token_ids=None).generate([context], SAMPLED, seeds=[0])[0].finish == "stop"
 
 
 def test_stop_strings_end_actions_as_in_hf_engine(tmp_path: Path) -> None:
@@ -216,36 +121,6 @@ def test_stop_strings_end_actions_as_in_hf_engine(tmp_path: Path) -> None:
     assert tokens_of(again) == tokens_of(expected)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "lit_agentrl_grouped"])
-def test_model_and_random_state_are_left_as_they_were(fails: bool, attention: str) -> None:
-    """Training flags, attention, random numbers; and the model can be copied, which the loop's locks could not."""
-    lm = build().train()
-    lm.set_attn_implementation(attention)
-    lm.model.layers[1].eval()
-    flags = [module.training for module in lm.modules()]
-    names = set(lm.__dict__)
-    state = torch.get_rng_state()
-    engine = paged(lm)
-    if fails:
-        failing = lm.model.layers[2].register_forward_hook(lambda *_: 1 / 0)
-        with pytest.raises(RuntimeError, match="division by zero"):
-            engine.generate([[3, 4]], SAMPLED)
-        failing.remove()
-    else:
-        engine.generate([[3, 4]], SAMPLED)
-    assert [module.training for module in lm.modules()] == flags
-    assert lm.config._attn_implementation == attention
-    assert torch.equal(torch.get_rng_state(), state)
-    assert set(lm.__dict__) == names
-    assert torch.is_grad_enabled()
-    copy.deepcopy(lm)
-    lm.set_attn_implementation("sdpa")
-    lm(input_ids=torch.tensor([[3, 4]])).logits.sum().backward()
-    assert lm.lm_head.weight.grad is not None
-    assert engine.generate([[3, 4]], GREEDY)[0].token_ids == reference(lm.eval(), [3, 4], 12)
-
-
 def test_interrupted_call_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while it waits: the thread ends (the fixture looks), and the engine answers again."""
     from lit_agentrl.rollouts import paged_session
@@ -263,53 +138,22 @@ def test_interrupted_call_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch
     assert engine.generate([context], GREEDY)[0].token_ids == reference(lm, context, 12)
 
 
-def test_logits_that_are_not_finite_are_an_error() -> None:
-    lm = build()
-    engine = paged(lm)
-    with torch.no_grad():
-        lm.get_input_embeddings().weight[7] = float("nan")
-    assert engine.generate([[5, 6]], SamplingParams(temperature=0, max_new_tokens=1))
-    with pytest.raises(NonFiniteLogitsError, match=r"weights of sync 1; sequence \d, new token 0"):
-        engine.generate([[5, 6], [7, 5, 6]], SAMPLED)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "params", "message"),
-    [
-        ([[3], []], SAMPLED, "Context 1 of 2 is empty"),
-        ([[3] * 181], SAMPLED, "181 tokens and max_new_tokens=12, together 193, but the model has only 192"),
-        ([[3, 97]], SAMPLED, "token id 97, but the model has 97"),
-        ([[3]], SamplingParams(temperature=-1.0), r"temperature=-1\.0"),
-        ([[3] * 60], SAMPLED, "may have 72 tokens, but ContinuousBatchingEngine has max_cached_tokens=64"),
-        ([[3]], SamplingParams(stop=("a",), max_new_tokens=8), "use_tokenizer"),
-    ],
-)
-def test_impossible_requests_are_refused(contexts: list[list[int]], params: SamplingParams, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        paged(build(), max_cached_tokens=64).generate(contexts, params)
-
-
 def test_what_it_cannot_do_is_refused_in_words(tmp_path: Path) -> None:
     lm = build()
-    with pytest.raises(UserError, match="call sync"):
-        ContinuousBatchingEngine().generate([[3]], SAMPLED)
-    with pytest.raises(UserError, match="PEFT model"):
-        ContinuousBatchingEngine().sync(nn.Linear(2, 2))
     with pytest.raises(UserError, match="max_batch_tokens=0"):
         ContinuousBatchingEngine(max_batch_tokens=0)
     with pytest.raises(UserError, match="no room for one page"):
         ContinuousBatchingEngine(max_cached_tokens=100)
     with pytest.raises(UserError, match="page_size=1"):
         ContinuousBatchingEngine(page_size=1)
-    with pytest.raises(ValueError, match="1 seeds for 2 contexts"):
-        paged(lm).generate([[3], [4]], SAMPLED, seeds=[1])
+    with pytest.raises(UserError, match="may have 72 tokens, but ContinuousBatchingEngine has max_cached_tokens=64"):
+        paged(lm, max_cached_tokens=64).generate([[3] * 60], SAMPLED)
     with pytest.raises(UserError, match="is for text"):
         paged(lm).generate([[3]], SAMPLED, images=[[np.zeros((4, 4, 3), np.uint8)]])
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="autocast"):
         paged(lm).generate([[3]], SAMPLED)
     with pytest.raises(UserError, match=r"cannot run MambaForCausalLM.*HFEngine"):
         paged(build("mamba")).generate([[3]], SAMPLED)
-    assert paged(lm).generate([], SAMPLED) == []
 
 
 def test_cache_that_does_not_fit_the_memory_is_refused() -> None:
@@ -389,6 +233,7 @@ class Scheduled:
         self.state = state
 
 
+@pytest.mark.slow
 def test_a_fit_with_it_equals_one_with_hf_engine(tiny_lm: str, tmp_path: Path) -> None:
     """Two iterations with a LoRA policy and evaluations: the same transcripts and losses, whichever engine samples."""
     found = {}

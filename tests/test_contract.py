@@ -19,10 +19,10 @@ from lit_agentrl.doctor.contract.moved import move_weights
 from lit_agentrl.doctor.contract.processes import Ended, command, in_processes
 from lit_agentrl.doctor.contract.recorder import Recorder, units_of
 from lit_agentrl.doctor.contract.run import Bench, Contract, check, did_not_end, prepared, why_not
-from lit_agentrl.doctor.contract.settings import BASELINE, SETTINGS
+from lit_agentrl.doctor.contract.settings import BASELINE, IN_FLOAT32, SETTINGS
 from lit_agentrl.doctor.contract.settings import options_of as options_for
 from lit_agentrl.doctor.contract.text import render
-from lit_agentrl.doctor.contract.verdict import LIMITS, Outcome, hint, judge
+from lit_agentrl.doctor.contract.verdict import LIMITS, Limits, Outcome, hint, judge, limits_for
 from lit_agentrl.errors import UserError
 from lit_agentrl.models import PackedTree
 from lit_agentrl.types import PreferenceBatch, Step, TrainBatch, Trajectory, TrajectoryGroup
@@ -71,13 +71,37 @@ def test_every_method_keeps_the_contract(method, tiny_lm, tmp_path, monkeypatch)
     assert found["split"].facts.difference.largest < 1e-12
 
 
-def test_float32_and_a_float_of_16_bits_have_limits_of_their_own(tiny_lm, tmp_path, monkeypatch):
-    for dtype, name in (("float32", "float32"), ("bfloat16", "half")):
+def test_float32_has_limits_and_16_bits_are_measured_against_them(tiny_lm, tmp_path, monkeypatch):
+    """How far the first step is from the same in float32 says what 16 bits may differ by."""
+    for dtype in ("float32", "bfloat16"):
         given = options_of(words("sft", tiny_lm, tmp_path, "--model.dtype", dtype), monkeypatch)
-        contract = check(given, 2, in_this_process("packed, shared, split"))
-        assert contract.limits == LIMITS[name]
+        contract = check(given, 2, in_this_process("packed, shared, split", "in float32"))
         assert set(statuses(contract).values()) == {"held"}
         assert contract.baseline.precision == dtype
+        if dtype == "float32":
+            assert (contract.limits, contract.exact) == (LIMITS["float32"], None)
+        else:
+            assert contract.exact is not None
+            assert contract.limits == limits_for(dtype, contract.exact)
+            assert contract.limits.one_minus_cosine < LIMITS["half"].one_minus_cosine / 10
+            assert "in float32" in render(contract)
+
+
+def test_limits_of_16_bits_by_hand():
+    """Thrice what the step in float32 is away, 1 - cos nine times; between those of float32 and the loosest."""
+
+    def limits(loss: float, one_minus_cosine: float, norm: float, largest: float) -> Limits:
+        facts = found(difference=Difference(one_minus_cosine, norm, largest, "w"))
+        return limits_for("bfloat16", Outcome(IN_FLOAT32, "held", facts=facts, loss_difference=loss))
+
+    assert dataclasses.astuple(limits(1e-3, 8e-6, 2e-3, 5e-3)) == pytest.approx((3e-3, 7.2e-5, 6e-3, 1.5e-2))
+    # sqrt(2 x 8e-6) = 4e-3 between the gradients: the loss and the norm could as well have been off by a part of that
+    assert dataclasses.astuple(limits(0.0, 8e-6, 0.0, 5e-3)) == pytest.approx((1.5e-3, 7.2e-5, 3e-3, 1.5e-2))
+    assert limits(0.0, 0.0, 0.0, 0.0) == LIMITS["float32"]
+    assert limits(1.0, 1.0, 1.0, 1.0) == LIMITS["half"]
+    assert limits(math.nan, math.nan, math.nan, math.nan) == LIMITS["half"]
+    assert limits_for("bfloat16") == LIMITS["half"]
+    assert limits_for("float64") == LIMITS["float64"]
 
 
 # --- what breaks it -------------------------------------------------------------------------------------------------
@@ -96,6 +120,16 @@ def test_a_mean_over_the_micro_batch_is_found(tiny_lm, tmp_path, monkeypatch):
     assert "the loss is a mean over a micro-batch" in text
     assert "begin with `split`" in text
     assert "the contract is broken" in text
+
+
+def test_a_mean_over_the_micro_batch_is_found_in_16_bits(tiny_lm, tmp_path, monkeypatch):
+    """The loosest limits would let it pass on a model that small: the loss is off by 3e-4, 1 - cos is 4e-3."""
+    given = options_of(words("LocalMean", tiny_lm, tmp_path, "--model.dtype", "bfloat16"), monkeypatch)
+    contract = check(given, 2, in_this_process("split", "packed and shared", "in float32"))
+    assert statuses(contract) == {"split": "violated", "packed and shared": "held"}
+    (split,) = [each for each in contract.outcomes if each.status == "violated"]
+    assert split.loss_difference < LIMITS["half"].loss
+    assert split.facts.difference.one_minus_cosine < LIMITS["half"].one_minus_cosine
 
 
 def test_siblings_that_see_one_another_are_found(tiny_lm, tmp_path, monkeypatch):

@@ -199,6 +199,7 @@ def alone(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", [FAST], indirect=True)
 def test_killed_while_it_mines(chain, start, monkeypatch):  # noqa: F811
     """`kill -9` after the first batch of tasks: the stage goes on with the second, and the pairs are the same."""

@@ -500,6 +500,7 @@ def test_what_is_switched_off_does_no_harm(tiny_lm, tmp_path, capsys, monkeypatc
     assert report(tmp_path)["equality"]["is_healthy"] is False
 
 
+@pytest.mark.slow
 def test_what_the_start_up_check_refuses_is_measured_and_not_trained_with(tiny_lm, tmp_path, capsys, monkeypatch):
     """Rightly refused: shown to be wrong. Wrongly refused, as rounding in 16 bits can be: shown to be right."""
     with monkeypatch.context() as patch:
@@ -536,6 +537,7 @@ def test_a_hybrid_is_refused_with_its_reason(tmp_path, capsys, monkeypatch):
     assert found["noise"]["is_healthy"] is True
 
 
+@pytest.mark.slow
 def test_16_bits_and_full_training(tiny_lm, tmp_path):
     """Their limits are those of 16-bit floats, and beside them stands float32."""
     main(words(tiny_lm, tmp_path, "--model.dtype", "bfloat16", "--model.lora", "null"))

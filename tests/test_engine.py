@@ -1,149 +1,36 @@
-"""The in-process engine samples what the model would, whatever it shares, batches and forgets."""
+"""How the in-process engine shares, batches and forgets; what holds for every engine is in test_engines.py."""
 
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
+from engine_parts import (
+    FAMILIES,
+    GREEDY,
+    PLAIN,
+    SAMPLED,
+    build,
+    engine_of,
+    forwards,
+    full_logprobs,
+    random_contexts,
+    reference,
+    tokens_of,
+)
 from lit_agentrl.errors import UserError
-from lit_agentrl.rollouts.engine import NonFiniteLogitsError, rollout_seed, uniforms
+from lit_agentrl.rollouts.engine import rollout_seed, uniforms
 from lit_agentrl.rollouts.hf import HFEngine
 from lit_agentrl.rollouts.kv_cache import KVRows
 from lit_agentrl.rollouts.prefill import shared_prefixes
 from lit_agentrl.rollouts.prefix_store import PrefixStore, RetainedRow, pack
 from lit_agentrl.rollouts.sampling import inverse_cdf, sample_tokens
-from lit_agentrl.types import Completion, SamplingParams
-
-VOCABULARY, POSITIONS, WINDOW = 97, 192, 8
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": POSITIONS,
-    "initializer_range": 0.25,  # wide enough that attention decides the next token
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
-SAMPLED = SamplingParams(temperature=0.9, max_new_tokens=12)
-LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
-
-
-class StubbornLlama(LlamaForCausalLM):
-    """Counts positions itself, from the columns of its cache."""
-
-    def forward(self, *args: object, position_ids: torch.Tensor | None = None, **kwargs: object) -> object:
-        return super().forward(*args, **kwargs)
-
-
-class StubbornMistral(MistralForCausalLM):
-    """The same, with a sliding window in every layer."""
-
-    def forward(self, *args: object, position_ids: torch.Tensor | None = None, **kwargs: object) -> object:
-        return super().forward(*args, **kwargs)
-
-
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-    "qwen2-sliding": lambda: Qwen2ForCausalLM(
-        Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
-    ),
-    "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=WINDOW)),
-    "gemma2-softcap": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SIZES, head_dim=8, sliding_window=WINDOW, attn_implementation="eager")
-    ),
-    "gemma3-sliding": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=WINDOW, layer_types=LAYERS)
-    ),
-    "llama-own-positions": lambda: StubbornLlama(LlamaConfig(**SIZES)),
-    "mistral-sliding-own-positions": lambda: StubbornMistral(MistralConfig(**SIZES, sliding_window=WINDOW)),
-    "bloom-alibi": lambda: BloomForCausalLM(
-        BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=2, n_head=4, initializer_range=0.25)
-    ),
-    "mamba": lambda: MambaForCausalLM(
-        MambaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=False, eos_token_id=None
-        )
-    ),
-}
-PLAIN = {"llama-own-positions", "mistral-sliding-own-positions", "bloom-alibi", "mamba"}
-
-
-def build(family: str = "llama", seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    return FAMILIES[family]().eval()
-
-
-def engine_of(lm: nn.Module, **options: object) -> HFEngine:
-    """A synced engine that has looked at the model already, so that forwards can be counted."""
-    engine = HFEngine(**{"stop_token_ids": [], **options})
-    engine.sync(lm)
-    engine.generate([[3]], SamplingParams(max_new_tokens=1))
-    engine.sync(lm)
-    return engine
-
-
-def random_contexts(*lengths: int, seed: int = 0) -> list[list[int]]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(3, VOCABULARY, length).tolist() for length in lengths]
-
-
-def reference(lm: PreTrainedModel, context: list[int], num_tokens: int) -> list[int]:
-    """Greedy tokens of transformers itself, one sequence at a time."""
-    ids = torch.tensor([context])  # with its mask: transformers would hide tokens that equal the padding token
-    output = lm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens)
-    return output[0, len(context) :].tolist()
-
-
-def full_logprobs(lm: PreTrainedModel, context: list[int], tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
-    with torch.no_grad():
-        logits = lm(input_ids=torch.tensor([context + tokens]), use_cache=False).logits[0, len(context) - 1 : -1]
-    return (logits.float() / temperature).log_softmax(-1)[range(len(tokens)), tokens]
-
-
-@contextmanager
-def forwards(lm: PreTrainedModel) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes [r, q] of the token ids of every forward."""
-    shapes: list[tuple[int, ...]] = []
-    handle = lm.register_forward_pre_hook(
-        lambda _, __, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
-    )
-    yield shapes
-    handle.remove()
-
-
-def tokens_of(completions: list[Completion]) -> list[list[int]]:
-    return [completion.token_ids for completion in completions]
-
+from lit_agentrl.types import SamplingParams
 
 # --- the tokens are the model's ---------------------------------------------------------------------------------------
 
@@ -185,19 +72,6 @@ def test_uninitialised_memory_never_reaches_the_logits(monkeypatch: pytest.Monke
         contexts = [[*c, *a.token_ids, *r] for c, a, r in zip(contexts, completions, replies, strict=True)]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "gemma2-softcap", "mamba"])
-@pytest.mark.parametrize("temperature", [0.7, 0.0])
-@pytest.mark.filterwarnings("ignore:HFEngine cannot share")
-def test_logprobs_are_those_of_a_plain_forward(family: str, temperature: float) -> None:
-    """At the sampling temperature, at 1 for greedy, over the whole vocabulary though only 5 tokens may be drawn."""
-    lm = build(family)
-    contexts = random_contexts(30, 7, 30)
-    params = SamplingParams(temperature=temperature, max_new_tokens=20, top_k=5, top_p=0.9)
-    for context, completion in zip(contexts, engine_of(lm).generate(contexts, params), strict=True):
-        expected = full_logprobs(lm, context, completion.token_ids, temperature or 1.0)
-        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "mistral-sliding"])
 def test_every_query_sees_something(family: str) -> None:
     """Also in the padding of a ragged prefill: a half-precision softmax over nothing is NaN, which would be cached."""
@@ -228,33 +102,7 @@ def test_long_prefills_and_big_jobs_are_split_without_changing_tokens() -> None:
     assert max(rows for rows, _ in shapes) == 2
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2-sliding"])
-def test_lora_adapter_is_active(family: str) -> None:
-    lm = build(family)
-    plain = reference(lm, [5, 6, 7], 12)
-    adapted = get_peft_model(lm, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    adapted.eval()
-    tokens = tokens_of(engine_of(adapted).generate([[5, 6, 7]] * 2, GREEDY))
-    assert tokens == [reference(adapted, [5, 6, 7], 12)] * 2
-    assert tokens[0] != plain
-
-
 # --- randomness -------------------------------------------------------------------------------------------------------
-
-
-def test_trajectory_does_not_depend_on_its_batch() -> None:
-    """Alone, in a batch, in another order, on top of other retained rows: the seed decides."""
-    lm = build()
-    contexts = random_contexts(20, 9, 33) * 3
-    seeds = [rollout_seed(0, 1, "prompt", index, 0) for index in range(9)]
-    together = tokens_of(engine_of(lm).generate(contexts, SAMPLED, seeds))
-    assert len(set(map(tuple, together))) == 9
-    engine = engine_of(lm)
-    alone = [
-        engine.generate([context], SAMPLED, [seed])[0].token_ids for context, seed in zip(contexts, seeds, strict=True)
-    ]
-    backwards = engine_of(lm).generate(contexts[::-1], SAMPLED, seeds[::-1])
-    assert together == alone == tokens_of(backwards)[::-1]
 
 
 def test_longer_action_begins_like_the_shorter_one() -> None:
@@ -263,16 +111,6 @@ def test_longer_action_begins_like_the_shorter_one() -> None:
         engine_of(lm).generate(contexts, SamplingParams(max_new_tokens=n), seeds=[3])[0].token_ids for n in (5, 15)
     )
     assert long[:5] == short
-
-
-def test_calls_without_seeds_differ_and_repeat() -> None:
-    def two_calls(seed: int) -> list[list[int]]:
-        engine = engine_of(lm, seed=seed)
-        return [tokens for _ in range(2) for tokens in tokens_of(engine.generate(contexts, SAMPLED))]
-
-    lm, contexts = build(), random_contexts(10) * 2
-    assert len(set(map(tuple, two_calls(0)))) == 4
-    assert two_calls(0) == two_calls(0) != two_calls(1)
 
 
 def test_uniforms_and_seeds_never_change() -> None:
@@ -405,23 +243,6 @@ def test_finished_sequences_leave_the_batch() -> None:
     assert tokens_of(completions) == [reference(lm, context, 12) for context in later]
 
 
-def test_stop_ids_come_from_the_model_unless_given() -> None:
-    lm = build()
-    (context,) = random_contexts(21)
-    answer = reference(lm, context, 12)
-    assert answer.index(answer[3]) == 3
-    for ids, length in ((answer[3], 4), ([answer[1], answer[3]], 2), (None, 12)):
-        lm.generation_config.eos_token_id = ids
-        lm.config.eos_token_id = None
-        engine = HFEngine()
-        engine.sync(lm)
-        completion = engine.generate([context], GREEDY)[0]
-        assert completion.token_ids == answer[:length]
-        assert completion.finish == ("length" if ids is None else "stop")
-    lm.config.eos_token_id = answer[0]
-    assert engine.generate([context], GREEDY)[0].token_ids == answer[:1]
-
-
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
@@ -508,58 +329,27 @@ def test_shared_prefixes_are_planned_in_waves() -> None:
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-class Policy(nn.Module):
-    """A wrapper as the training modules have one."""
-
-    def __init__(self, lm: PreTrainedModel) -> None:
-        super().__init__()
-        self.lm = lm
-
-
-def test_sync_brings_new_weights_and_forgets_the_old_keys() -> None:
-    lm, (context,) = build(), random_contexts(30)
-    engine = engine_of(Policy(lm))
-    before = engine.generate([context], GREEDY)[0]
-    with torch.no_grad():
-        for parameter in lm.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)), alpha=0.2)
-    engine.sync(Policy(lm))
+def test_sync_empties_the_store() -> None:
+    lm = build()
+    engine = engine_of(lm)
+    engine.generate(random_contexts(30), GREEDY)
+    assert engine.num_cached_tokens > 0
+    engine.sync(lm)
     assert engine.num_cached_tokens == 0
-    after = engine.generate([context], GREEDY)[0]
-    assert after.num_cached == 0
-    assert after.token_ids == reference(lm, context, 12) != before.token_ids
-    other = build(seed=1)
-    engine.sync(other)
-    assert engine.generate([context], GREEDY)[0].token_ids == reference(other, context, 12)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_model_is_left_as_it_was(fails: bool) -> None:
-    """Training flags of every module, the attention implementation and gradients, also after an exception."""
+def test_forwards_are_in_evaluation_mode_and_grouped(fails: bool) -> None:
+    """Also the one that fails."""
     lm = build().train()
-    lm.model.layers[1].eval()
-    flags = [module.training for module in lm.modules()]
     engine = engine_of(lm)
     seen: list[tuple[bool, str]] = []
-    with forwards(lm):
-        handle = lm.register_forward_pre_hook(
-            lambda module, _: seen.append((module.training, module.config._attn_implementation))
-        )
-        if fails:
-            failing = lm.model.layers[2].register_forward_hook(lambda *_: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                engine.generate([[3, 4]], SAMPLED)
-            failing.remove()
-        else:
-            engine.generate([[3, 4]], SAMPLED)
-        handle.remove()
+    lm.register_forward_pre_hook(lambda module, _: seen.append((module.training, module.config._attn_implementation)))
+    if fails:
+        lm.model.layers[2].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        engine.generate([[3, 4]], SAMPLED)
     assert set(seen) == {(False, "lit_agentrl_grouped")}
-    assert [module.training for module in lm.modules()] == flags
-    assert lm.config._attn_implementation == "sdpa"
-    assert torch.is_grad_enabled()
-    lm(input_ids=torch.tensor([[3, 4]])).logits.sum().backward()
-    assert lm.lm_head.weight.grad is not None
-    assert engine.generate([[3, 4]], GREEDY)[0].token_ids == reference(lm.eval(), [3, 4], 12)
 
 
 def test_autocast_of_the_caller_is_respected() -> None:
@@ -575,49 +365,6 @@ def test_autocast_of_the_caller_is_respected() -> None:
     assert engine.generate([context], GREEDY)[0].token_ids == reference(lm, context, 12)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["llama", "mamba"])
-@pytest.mark.filterwarnings("ignore:HFEngine cannot share")
-def test_logits_that_are_not_finite_are_an_error(family: str) -> None:
-    lm = build(family)
-    engine = engine_of(lm)
-    with torch.no_grad():
-        lm.get_input_embeddings().weight[7] = float("nan")
-    assert engine.generate([[5, 6]], SamplingParams(temperature=0, max_new_tokens=1))
-    with pytest.raises(NonFiniteLogitsError, match=r"weights of sync 2; sequence 1, new token 0"):
-        engine.generate([[5, 6], [7, 5, 6]], SAMPLED)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "params", "message"),
-    [
-        ([[3], []], SAMPLED, "Context 1 of 2 is empty"),
-        ([[3] * 181], SAMPLED, "181 tokens and max_new_tokens=12, together 193, but the model has only 192"),
-        ([[3, 97]], SAMPLED, "token id 97, but the model has 97"),
-        ([[3]], SamplingParams(max_new_tokens=0), "max_new_tokens=0"),
-        ([[3]], SamplingParams(temperature=-1.0), r"temperature=-1\.0"),
-        ([[3]], SamplingParams(top_p=0.0), r"top_p=0\.0"),
-        ([[3]], SamplingParams(top_k=-1), "top_k=-1"),
-    ],
-)
-def test_impossible_requests_are_refused(contexts: list[list[int]], params: SamplingParams, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        engine_of(build()).generate(contexts, params)
-
-
-def test_the_last_position_can_be_used() -> None:
-    assert len(engine_of(build()).generate([[3] * 180], SAMPLED)[0].token_ids) == 12
-
-
-def test_engine_needs_a_model_and_one_seed_each() -> None:
-    with pytest.raises(UserError, match="call sync"):
-        HFEngine().generate([[3]], SAMPLED)
-    with pytest.raises(UserError, match="PEFT model"):
-        HFEngine().sync(nn.Linear(2, 2))
+def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="max_batch_size=0"):
         HFEngine(max_batch_size=0)
-    with pytest.raises(ValueError, match="1 seeds for 2 contexts"):
-        engine_of(build()).generate([[3], [4]], SAMPLED, seeds=[1])
-    assert engine_of(build()).generate([], SAMPLED) == []

@@ -35,6 +35,18 @@ def test_integers_too_large_for_float32_add_up() -> None:
     assert fingerprint([torch.tensor([2.0**24]), torch.tensor([1.0])]).total == 2**24 + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_are_as_exact_as_float64_can_hold(dtype: torch.dtype) -> None:
+    """Against `math.fsum`, over several chunks and a part of one; and the weights are left as they were."""
+    weight = torch.randn(1023, 1025, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before, exact = weight.clone(), weight.double()
+    expected = Fingerprint(
+        weight.numel(), math.fsum(exact.flatten().tolist()), math.fsum(exact.square().flatten().tolist())
+    )
+    assert distance(fingerprint([weight]), expected) < 1e-12
+    assert torch.equal(weight, before)
+
+
 def test_fusing_and_splitting_change_nothing() -> None:
     weights = [torch.randn(40, 30), torch.randn(50, 30)]
     fused, turned = torch.cat(weights), torch.cat(weights).T
@@ -130,6 +142,20 @@ def test_an_engine_s_fingerprint_is_of_what_it_samples_from() -> None:
             parameter.data.mul_(1.5)
     assert own.fingerprint() == synced
     assert shared.fingerprint() == policy_fingerprint(policy.lm) != synced
+
+
+def test_a_fingerprint_says_which_module_it_is_of() -> None:
+    """The policy's where the engine samples from that; a copy, or weights in another type, are not it."""
+    policy = policy_of("llama")
+    own, shared = HFEngine(own_weights=True), HFEngine()
+    for engine, is_policy_s in ((shared, True), (own, False)):
+        engine.sync(policy)
+        found = engine.fingerprint()
+        assert found is not None
+        assert (found.of is policy.lm) == is_policy_s
+    cast = policy_fingerprint(policy.lm, torch.bfloat16)
+    assert cast is not None
+    assert cast.of is None
 
 
 def run_rank(rank: int, store: str) -> None:

@@ -66,6 +66,7 @@ def test_a_wrong_focus_ends_the_episode_without_pay(suite):
     assert reward <= 0
 
 
+@pytest.mark.slow
 def test_more_episodes_than_simulators_are_played_again_and_agree():
     """Four episodes on one simulator, in turns: each sees what it would see alone."""
     alone = ScienceWorldSuite(NAMES, max_variations=2, max_servers=1)

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from engine_parts import VOCABULARY, build, engine_of, random_contexts, reference, tokens_of
 from lit_agentrl.datamodules import RolloutDataModule
 from lit_agentrl.envs import EchoSuite
 from lit_agentrl.errors import UserError
@@ -17,7 +18,6 @@ from lit_agentrl.rollouts.sampling import Actions
 from lit_agentrl.rollouts.stop_strings import StopStrings
 from lit_agentrl.types import Completion, SamplingParams
 from runs import fit, main, options
-from test_engine import VOCABULARY, build, engine_of, random_contexts, reference, tokens_of
 from tiny import byte_tokenizer
 
 EMPTY, END = 90, 0  # a row of the embeddings that no token has, as models with padded embeddings do; a special token

@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,9 @@ def test_a_vllm_that_hangs_is_ended_at_the_deadline(python, tmp_path):
     assert shown["num_processes"] >= 1
     assert "did not answer within timeout=3 seconds, and was ended" in shown["error"]
     assert shown["seconds"] < 60
+    loose, gathered = shown["sockets"]
+    assert loose == 0
+    assert gathered > 0
     assert shown["left"] == []
 
 
@@ -194,6 +199,24 @@ def test_ranks_do_not_share_a_process_with_vllm(monkeypatch, tmp_path):
             start(tmp_path, settings, torch.float32, positions=512, lora_rank=None)
 
 
+def test_vllms_sockets_go_when_the_process_does():
+    code = (
+        "import os; from lit_agentrl.rollouts.vllm.start import Settings, _environment\n"
+        "with _environment(Settings(), False):\n"
+        "    place = os.environ.get('VLLM_RPC_BASE_PATH', 'none'); print(place, os.path.isdir(place))\n"
+        "assert 'VLLM_RPC_BASE_PATH' not in os.environ"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_RPC_BASE_PATH"}
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        (long := Path(short) / ("x" * 60)).mkdir()  # no socket fits in there
+        for parent, is_set in ((Path(short), True), (long, False)):
+            told = environment | {"TMPDIR": str(parent), "PYTHONPATH": str(Path(__file__).parent.parent)}
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=told)
+            place, was_there = done.stdout.split()
+            assert (Path(place).parent == parent, was_there) == (is_set, str(is_set))
+            assert [file for file in parent.iterdir() if file != long] == []
+
+
 def test_a_folder_without_room_is_named(tiny_lm, tmp_path):
     (tmp_path / "file").write_text("")
     weights = WeightsFolder(str(tmp_path / "file"), "VLLMEngine")
@@ -207,8 +230,6 @@ def test_the_worker_needs_torch_alone():
         "import sys, lit_agentrl.vllm_worker; "
         "assert not {'lightning', 'peft', 'transformers', 'jsonargparse'} & set(sys.modules), sorted(sys.modules)"
     )
-    import subprocess
-
     root = str(Path(__file__).parent.parent)
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": root})
 
@@ -231,7 +252,7 @@ def test_moments_read_packed_matrices():
     model.packed, model.head, model.norm = Packed(wide, keeps=False), Packed(head, keeps=True), torch.nn.LayerNorm(3)
     model.tied = torch.nn.Module()
     model.tied.weight = model.head.weight
-    model.head.org_vocab_size = 60  # the rest pads
+    model.head.num_org_embeddings_per_partition = 60  # the rest pads
     numbers = torch.cat([wide.flatten(), head[:60].flatten(), torch.ones(3), torch.zeros(3)]).double()
     told = vllm_worker.moments(model)
     assert told["count"] == len(numbers)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import runs
 from fake_vllm import FakeVLLM, FaultyProxy, first, hang, only, raw, status
-from lit_agentrl.models.policy import load_policy, load_tokenizer
+from lit_agentrl.models.policy import Lora, load_policy, load_tokenizer
 from lit_agentrl.rollouts import HFEngine, VLLMServer
 from lit_agentrl.rollouts.vllm import EngineError
 from lit_agentrl.types import SamplingParams
@@ -168,6 +168,12 @@ def test_a_model_of_another_shape_is_refused(url, folder, tmp_path):
         engine(load_policy(other), other, url)
     lm = load_policy(folder)
     check(engine(lm, folder, url), lm, folder)  # the server is as good as before
+
+
+def test_a_server_without_room_for_adapters_is_refused(url, folder):
+    lm = load_policy(folder, lora=Lora(r=9))
+    with pytest.raises(EngineError, match=r"of rank 9, .* room for adapters of none. Start it with.* --lora_rank 16"):
+        engine(lm, folder, url, sync="adapter")
 
 
 def fitted(run: Path) -> None:

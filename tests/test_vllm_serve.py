@@ -55,10 +55,36 @@ def test_the_worker_is_found_without_the_rest_of_the_project(became, tiny_lm, tm
 
 
 def test_adapters_open_the_way_for_them(became, tiny_lm):
-    main(["serve-vllm", tiny_lm, "--python", sys.executable, "--lora_rank", "16"])
+    main(["serve-vllm", tiny_lm, "--python", sys.executable, "--lora_rank", "9"])  # vLLM has room for 8, 16, ...
     command, environment = became[0]
     assert "--enable-lora --max-loras 2 --max-lora-rank 16" in " ".join(command)
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+
+
+def test_a_model_over_two_workers(became, tiny_lm, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    for size in ("1", "2"):
+        main(["serve-vllm", tiny_lm, "--python", sys.executable, "--tensor_parallel", size])
+    (one, alone), (two, shared) = became
+    assert "--tensor-parallel-size" not in one
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in alone
+    assert "--tensor-parallel-size 2" in " ".join(two)
+    assert shared["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_no_worker_is_too_few(became, tiny_lm, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve-vllm", tiny_lm, "--python", sys.executable, "--tensor_parallel", "0"])
+    assert "--tensor_parallel 0: a model needs 1 worker or more" in capsys.readouterr().err
+    assert became == []
+
+
+def test_a_rank_that_vllm_has_no_room_for_is_refused(became, tiny_lm, capsys):
+    for rank in ("0", "513"):
+        with pytest.raises(SystemExit):
+            main(["serve-vllm", tiny_lm, "--python", sys.executable, "--lora_rank", rank])
+        assert f"rank 1 to 512, and this is of rank {rank}" in capsys.readouterr().err
+    assert became == []
 
 
 def test_an_open_host_is_warned_of(became, tiny_lm, capsys):

@@ -47,13 +47,13 @@ def find_python() -> tuple[str | None, str]:
 
 def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> dict[str, Any]:
     """What a case of this file finds in a process of its own."""
-    with tempfile.NamedTemporaryFile("r") as file:  # vLLM writes to both streams
+    with tempfile.NamedTemporaryFile("r") as file, own_folder() as own:  # vLLM writes to both streams
         done = subprocess.run(
             [python, __file__, case, file.name, *arguments],
             capture_output=True,
             text=True,
             timeout=seconds,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | own,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         found: dict[str, Any] = json.load(file)
@@ -61,18 +61,29 @@ def run_case(python: str, case: str, *arguments: str, seconds: float = 400) -> d
 
 
 @contextmanager
-def served(python: str, folder: str, log: Path) -> Iterator[str]:
+def own_folder() -> Iterator[dict[str, str]]:
+    """A variable that has vLLM leave its sockets and files in a folder that is removed."""
+    with tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True) as folder:
+        yield {"TMPDIR": folder}
+
+
+@contextmanager
+def served(python: str, folder: str, log: Path, *options: str) -> Iterator[str]:
     """The address of a real server, started as users start it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "lit_agentrl", "serve-vllm", folder, "--python", python]
-    command += ["--port", str(port), "--dtype", "float32", "--", "--max-num-seqs", "64"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT, start_new_session=True
-        )
+    command += ["--port", str(port), "--dtype", "float32", *options, "--", "--max-num-seqs", "64"]
     url = f"http://127.0.0.1:{port}"
+    with own_folder() as own, log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT | own, start_new_session=True
+        )
+        yield from _while_healthy(process, url, log)
+
+
+def _while_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path) -> Iterator[str]:
     try:
         end = time.monotonic() + 500
         while True:
@@ -229,11 +240,34 @@ def adapter(folder: str) -> dict[str, Any]:
     return found
 
 
+def workers(folder: str) -> dict[str, Any]:
+    """One model over two workers, synced twice."""
+    from lit_agentrl.models.policy import load_policy, load_tokenizer
+    from lit_agentrl.rollouts import HFEngine, VLLMEngine
+    from lit_agentrl.types import SamplingParams
+
+    lm, tokenizer = load_policy(folder), load_tokenizer(folder)
+    engine, twin = VLLMEngine(tensor_parallel=2, timeout=300), HFEngine()
+    found: dict[str, Any] = {"runs": [], "fingerprints": []}
+    for seed in range(2):
+        change(lm, seed)
+        for each in (engine, twin):
+            each.use_tokenizer(tokenizer)
+            each.sync(lm)
+        params = SamplingParams(temperature=0, max_new_tokens=12)
+        found["runs"].append([shown(each.generate(CONTEXTS, params)) for each in (engine, twin)])
+        found["fingerprints"].append([vars(engine.fingerprint()), moments(lm)])
+    found["states"] = engine._call_workers("lit_state")
+    engine.close()
+    return found
+
+
 def hang(folder: str) -> dict[str, Any]:
     """vLLM in processes of its own: one that is stopped is given up, and the next sync starts another."""
     from lit_agentrl.models.policy import load_policy, load_tokenizer
     from lit_agentrl.rollouts import VLLMEngine
     from lit_agentrl.rollouts.vllm import EngineError
+    from lit_agentrl.rollouts.vllm.start import _sockets
     from lit_agentrl.types import SamplingParams
 
     lm, tokenizer = load_policy(folder), load_tokenizer(folder)
@@ -248,6 +282,8 @@ def hang(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {"keeps_seed": bool(torch.equal(torch.rand(1), before))}
     params = SamplingParams(max_new_tokens=8)
     found["first"] = shown(engine.generate(CONTEXTS, params, range(4)))
+    places = (Path(tempfile.gettempdir()), Path(_sockets()))
+    found["sockets"] = [sum(file.is_socket() for file in place.iterdir()) for place in places]
     cores = [int(line.split()[0]) for line in _processes() if "VLLM::" in line]
     for core in cores:
         os.kill(core, signal.SIGSTOP)
@@ -287,7 +323,13 @@ def _processes() -> list[str]:
     return [line for line in lines if int(line.split()[0]) in mine]
 
 
-CASES: dict[str, Callable[..., dict[str, Any]]] = {"full": full, "adapter": adapter, "hang": hang, "fit": fit}
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "full": full,
+    "adapter": adapter,
+    "workers": workers,
+    "hang": hang,
+    "fit": fit,
+}
 
 if __name__ == "__main__":
     Path(sys.argv[2]).write_text(json.dumps(CASES[sys.argv[1]](*sys.argv[3:])))

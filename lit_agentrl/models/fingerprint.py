@@ -7,6 +7,7 @@ weights out otherwise can be compared by three numbers.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-CHUNK = 2**22
-"""Numbers that exist in float64 at a time: 32 MiB."""
+CHUNK, CPU_CHUNK = 2**22, 2**18
+"""Numbers that exist in float64 at a time: 32 MiB; on a CPU 2 MiB, which stay in its cache while they are read."""
 
 
 @torch.no_grad()
@@ -38,7 +39,10 @@ def policy_fingerprint(lm: nn.Module, dtype: torch.dtype | None = None) -> Finge
         lm: A transformers model, or a PEFT model around one; it stays as it is.
         dtype: What the merged weights are cast to first, as an engine that holds them in another type did.
     """
-    return None if is_quantized(lm) else fingerprint(merged_weights(lm), dtype)
+    if is_quantized(lm):
+        return None
+    found = fingerprint(merged_weights(lm), dtype)
+    return found if dtype is not None else replace(found, of=lm)
 
 
 @torch.no_grad()
@@ -49,19 +53,19 @@ def fingerprint(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> 
         tensors: Of any shapes.
         dtype: What they are cast to first.
     """
-    whole, shards = [0.0, 0.0], [0.0, 0.0]
-    count, is_sharded = 0, False
+    whole, shards, count = _Moments(dtype), _Moments(dtype), 0
     for tensor in tensors:
         count += tensor.numel()
         if isinstance(tensor, DTensor):
-            is_sharded = True
-            sums, copies = _moments(tensor.to_local(), dtype), _num_copies(tensor)
-            shards = [total + part / copies for total, part in zip(shards, sums, strict=True)]
+            shards.add(tensor.to_local(), _num_copies(tensor))
         else:
-            whole = [total + part for total, part in zip(whole, _moments(tensor, dtype), strict=True)]
-    if is_sharded:
-        shards = distributed.reduce_floats(shards, every_rank=True)
-    return Fingerprint(count, whole[0] + shards[0], whole[1] + shards[1])
+            whole.add(tensor)
+        del tensor  # a weight that was merged: the next one's memory
+    total, squares = whole.read()
+    if shards.sums:
+        further = distributed.reduce_floats(shards.read(), every_rank=True)
+        total, squares = total + further[0], squares + further[1]
+    return Fingerprint(count, total, squares)
 
 
 def distance(one: Fingerprint, other: Fingerprint) -> float:
@@ -69,7 +73,7 @@ def distance(one: Fingerprint, other: Fingerprint) -> float:
 
     Exact for nothing, but of the right size for differences with random signs, whose sum is about as large as their
     norm; where they share a sign it is larger by up to the root of their number. Rounding of the sums themselves gives
-    some 1e-13.
+    some 1e-13, and 5e-12 for 1.3e8 numbers.
     """
     if one.count != other.count or not all(map(math.isfinite, (one.total, one.squares, other.total, other.squares))):
         return math.inf
@@ -102,20 +106,26 @@ def _merged(layer: LoraLayer) -> Iterator[Tensor]:
         value = _placed(parameter.detach())
         if name == "weight":
             for adapter in layer.active_adapters:
-                value = (value + _update(layer, adapter)).to(value.dtype)
+                if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
+                    value = _sum(value, _update(layer, adapter)).to(value.dtype)
         yield value
 
 
-def _update(layer: Linear | Embedding, adapter: str) -> Tensor | float:
-    """What an adapter adds to the layer's weight; a product of shards is again sharded by rows."""
-    if adapter not in layer.lora_A and adapter not in layer.lora_embedding_A:
-        return 0.0
+def _update(layer: Linear | Embedding, adapter: str) -> Tensor:
+    """What an adapter adds to the layer's weight, in new memory; a product of shards is again sharded by rows."""
     weights = dict(layer.named_parameters())
     down, up = weights.get(f"lora_A.{adapter}.weight"), weights.get(f"lora_B.{adapter}.weight")
-    if down is None or up is None or not isinstance(down, DTensor):
-        return layer.get_delta_weight(adapter)
-    product = (_placed(up.detach()) @ _placed(down.detach())) * layer.scaling[adapter]
+    if down is None or up is None or not (isinstance(down, DTensor) or down.dtype in (torch.float32, torch.float64)):
+        return layer.get_delta_weight(adapter)  # of 16 bits it multiplies in 32 on a CPU
+    product = (_placed(up.detach()) @ _placed(down.detach())).mul_(layer.scaling[adapter])
     return product.T if layer.fan_in_fan_out else product  # type: ignore[no-any-return]
+
+
+def _sum(weight: Tensor, update: Tensor) -> Tensor:
+    """Both together, in the update's memory where that can hold it: new memory costs a CPU more than the arithmetic."""
+    if isinstance(update, DTensor) or torch.result_type(weight, update) != update.dtype:
+        return weight + update
+    return update.add_(weight)
 
 
 def _placed(tensor: Tensor) -> Tensor:
@@ -129,10 +139,26 @@ def _num_copies(tensor: DTensor) -> int:
     return math.prod(size for placement, size in sizes if placement.is_replicate())
 
 
-def _moments(tensor: Tensor, dtype: torch.dtype | None) -> tuple[float, float]:
-    total, squares = 0.0, 0.0
-    for part in tensor.reshape(-1).split(CHUNK):  # type: ignore[no-untyped-call]
-        numbers = part.to(dtype or part.dtype).double()
-        total += float(numbers.sum())
-        squares += float(numbers.dot(numbers))
-    return total, squares
+class _Moments:
+    """Sum and sum of squares, [2] float64 on every device that numbers are on; nothing waits before they are read."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self.sums: dict[torch.device, Tensor] = {}
+        self._numbers: dict[torch.device, Tensor] = {}  # one memory for all: new memory costs a CPU more than the sums
+
+    def add(self, tensor: Tensor, copies: int = 1) -> None:
+        """All numbers of a tensor, or this rank's share in those that `copies` ranks hold."""
+        device = tensor.device
+        if device not in self.sums:
+            self.sums[device] = torch.zeros(2, dtype=torch.float64, device=device)
+            self._numbers[device] = self.sums[device].new_empty(CPU_CHUNK if device.type == "cpu" else CHUNK)
+        for part in tensor.reshape(-1).split(len(self._numbers[device])):  # type: ignore[no-untyped-call]
+            numbers = self._numbers[device][: len(part)].copy_(part.to(self._dtype or part.dtype))
+            # squares are summed, not a dot product: that adds up one by one, and rounds a hundred times as much
+            self.sums[device] += torch.stack([numbers.sum(), numbers.square_().sum()]) / copies
+
+    def read(self) -> list[float]:
+        """Those of all devices together: one wait for each."""
+        of_each = [sums.tolist() for sums in self.sums.values()]
+        return [sum(values) for values in zip([0.0, 0.0], *of_each, strict=True)]

@@ -173,10 +173,16 @@ class Canary:
 
 
 def _weights_gap(engine: Engine, policy: PaddedModel) -> float | None:
-    """By the fingerprints; None where one side cannot tell. The policy's is collective where it is sharded."""
+    """By the fingerprints; None where one side cannot tell. The policy's is collective where it is sharded.
+
+    An engine that samples from the policy's own module is compared with itself: its gap is 0, or infinite where a
+    weight is not a number.
+    """
     theirs = engine.fingerprint()
     if not max(distributed.reduce_integers([int(theirs is not None)], "max")):
         return None
+    if theirs is not None and theirs.of is policy.lm and engine.weights_dtype is None:
+        return distance(theirs, theirs)
     reshard(policy)  # the log-probabilities left the root's weights gathered, in the type it computes in
     ours = policy_fingerprint(policy.lm, engine.weights_dtype)
     return None if theirs is None or ours is None else distance(ours, theirs)

@@ -21,8 +21,8 @@ from lit_agentrl.doctor.contract.data import cut, replaying
 from lit_agentrl.doctor.contract.facts import Facts, read
 from lit_agentrl.doctor.contract.processes import CONFIG, Ended, Execute, command, in_processes
 from lit_agentrl.doctor.contract.recorder import BASELINE_FOLDER
-from lit_agentrl.doctor.contract.settings import BASELINE, SETTINGS, Options, Setting, is_plain, options_of
-from lit_agentrl.doctor.contract.verdict import Limits, Outcome, judge, limits_for
+from lit_agentrl.doctor.contract.settings import BASELINE, IN_FLOAT32, SETTINGS, Options, Setting, is_plain, options_of
+from lit_agentrl.doctor.contract.verdict import NONE, Limits, Outcome, is_half, judge, limits_for
 from lit_agentrl.doctor.memory import available_bytes
 from lit_agentrl.errors import UserError
 
@@ -45,6 +45,8 @@ class Contract:
     limits: Limits
     outcomes: list[Outcome]
     seconds: float
+    exact: Outcome | None = None
+    """The first run in float32, which limits for 16 bits come from; None where none was needed."""
 
     @property
     def is_kept(self) -> bool:
@@ -56,9 +58,11 @@ class Contract:
         plain = {"is_kept": self.is_kept, "limits": dataclasses.asdict(self.limits), "seconds": self.seconds}
         rows = [dataclasses.asdict(outcome) for outcome in self.outcomes]
         baseline = dataclasses.asdict(self.baseline)
-        for facts in (baseline, *(row["facts"] for row in rows if row["facts"])):
+        exact = [] if self.exact is None else [dataclasses.asdict(self.exact)]
+        for facts in (baseline, *(row["facts"] for row in [*exact, *rows] if row["facts"])):
             del facts["units"]
-        return json.dumps(_finite(plain | {"baseline": baseline, "settings": rows}), indent=2)
+        found = {"baseline": baseline, "exact": exact[0] if exact else None, "settings": rows}
+        return json.dumps(_finite(plain | found), indent=2)
 
 
 def check(options: Options, num_prompts: int, execute: Execute = in_processes) -> Contract:
@@ -80,8 +84,10 @@ def check(options: Options, num_prompts: int, execute: Execute = in_processes) -
         bench = Bench(Path(folder), prepared(options, num_prompts | 1, Path(folder)), execute)
         baseline, took = bench.baseline()
         print(f"{BASELINE.name}: {took:.0f} s; {len(bench.settings)} settings follow", flush=True)
-        outcomes = bench.outcomes(baseline, took)
-    return Contract(baseline, limits_for(baseline.precision), outcomes, time.perf_counter() - began)
+        exact = bench.exact(baseline, took) if is_half(baseline.precision) else None
+        limits = limits_for(baseline.precision, exact)
+        outcomes = bench.outcomes(baseline, took, limits)
+    return Contract(baseline, limits, outcomes, time.perf_counter() - began, exact)
 
 
 def prepared(options: Options, count: int, folder: Path) -> Options:
@@ -131,7 +137,11 @@ class Bench:
         (target / CONFIG).write_text(yaml.safe_dump(options))
         return target
 
-    def outcomes(self, baseline: Facts, took: float) -> list[Outcome]:
+    def exact(self, baseline: Facts, took: float) -> Outcome:
+        """The baseline in float32, held against nothing."""
+        return self._run({IN_FLOAT32: self.prepare(IN_FLOAT32, baseline)}, baseline, took, NONE)[IN_FLOAT32]
+
+    def outcomes(self, baseline: Facts, took: float, limits: Limits | None = None) -> list[Outcome]:
         """Of all settings in their order; `took` are the baseline's seconds."""
         found: dict[Setting, Outcome] = {}
         for ranks in sorted({setting.ranks for setting in self.settings}):
@@ -143,10 +153,12 @@ class Bench:
                     found[setting] = Outcome(setting, "skipped", refusal)
                 else:
                     folders[setting] = self.prepare(setting, baseline)
-            found |= self._run(folders, baseline, took)
+            found |= self._run(folders, baseline, took, limits)
         return [found[setting] for setting in self.settings]
 
-    def _run(self, folders: dict[Setting, Path], baseline: Facts, took: float) -> dict[Setting, Outcome]:
+    def _run(
+        self, folders: dict[Setting, Path], baseline: Facts, took: float, limits: Limits | None
+    ) -> dict[Setting, Outcome]:
         """Run settings one after the other in the same processes; what comes after one that fails, in new ones."""
         found: dict[Setting, Outcome] = {}
         while left := {setting: folder for setting, folder in folders.items() if setting not in found}:
@@ -158,7 +170,7 @@ class Bench:
                 if facts is None:  # the others were not begun
                     found[setting] = did_not_end(setting, ended, time.perf_counter() - began)
                     break
-                found[setting] = judge(setting, facts, baseline)
+                found[setting] = judge(setting, facts, baseline, limits)
             for setting in (setting for setting in left if setting in found):
                 print(f"{setting.name}: {found[setting].status}", flush=True)
         return found

@@ -36,6 +36,8 @@ class Setting:
     """Gradient checkpointing."""
     is_as_configured: bool = False
     """`model.share_prefix`, `gradient_checkpointing` and `compile` as the user has them."""
+    is_exact: bool = False
+    """In float32, whatever the user computes in."""
 
     @property
     def num_changes(self) -> int:
@@ -44,6 +46,8 @@ class Setting:
 
 
 BASELINE = Setting("1 process, padded")
+IN_FLOAT32 = Setting("in float32", is_exact=True)
+"""How far a step of 16 bits is from this one is how far it rounds."""
 SETTINGS = (
     Setting("split", is_split=True),
     Setting("packed and shared", is_shared=True),
@@ -74,6 +78,9 @@ def options_of(setting: Setting, base: Options, baseline: Facts | None = None) -
         model.update({"share_prefix": True} if setting.is_shared else {})
         model.update({"gradient_checkpointing": True} if setting.is_recomputed else {})
     options["trainer"].update(strategy=copy.deepcopy(STRATEGIES[setting.strategy]), devices=setting.ranks)
+    if setting.is_exact:
+        options["trainer"]["precision"] = "32-true"
+        model["dtype"] = "float32"
     if setting.is_split and baseline is not None and "max_tokens" in data:
         sampled = (data.get("sampling") or {}).get("max_new_tokens", 0)
         data["max_length"] = max(baseline.longest, sampled + 1)  # room for an action is asked for, replayed or not

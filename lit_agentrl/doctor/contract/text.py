@@ -20,6 +20,7 @@ def render(contract: Contract) -> str:
         "",
         HEAD,
         _baseline(base),
+        *(_row(outcome) for outcome in [contract.exact] if outcome is not None),
         *(_row(outcome) for outcome in contract.outcomes),
         f"limits ({base.precision}){'':>27}{limits.loss:8.0e} {limits.loss:8.0e} {limits.one_minus_cosine:8.0e} "
         f"{limits.norm:8.0e} {limits.largest:8.0e}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,9 +34,16 @@ LIMITS = {
 }
 LOGGED = 1e-5
 """Metrics are summed in float32, whatever the model's precision."""
+APART = 3.0
+"""How many times as far as from the step in float32 two right steps of 16 bits may be from one another: both round, and
+the rounding of one may be half as large again. Measured: 0.1 to 1 times (docs/contract.md)."""
 SAME = 1e-5
 """Relative difference of the sums over a row's advantages that is rounding: `batch_std` adds ranks up in their order.
 """
+
+
+NONE = Limits(math.inf, math.inf, math.inf, math.inf)
+"""Of a run that is there to be measured."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +60,52 @@ class Outcome:
     logged_difference: float | None = None
 
 
-def limits_for(precision: str) -> Limits:
-    """By what a run computes in."""
-    return LIMITS.get(precision, LIMITS["half"])
+def is_half(precision: str) -> bool:
+    """Whether a run computes in 16 bits."""
+    return precision not in LIMITS
 
 
-def judge(setting: Setting, facts: Facts, baseline: Facts) -> Outcome:
+def limits_for(precision: str, exact: Outcome | None = None) -> Limits:
+    """By what a run computes in.
+
+    Args:
+        precision: Of the baseline.
+        exact: The baseline's step in float32, where it could be made.
+    """
+    if not is_half(precision):
+        return LIMITS[precision]
+    found = exact.facts.difference if exact is not None and exact.facts is not None else None
+    if exact is None or exact.status != "held" or found is None or exact.loss_difference is None:
+        return LIMITS["half"]
+    distance = math.sqrt(2 * found.one_minus_cosine)  # of the two gradients, brought to the same norm; relative to it
+    return _between(
+        LIMITS["float32"],
+        Limits(
+            loss=APART * max(exact.loss_difference, distance / 8),
+            one_minus_cosine=APART**2 * found.one_minus_cosine,
+            norm=APART * max(found.norm, distance / 4),
+            largest=APART * found.largest,
+        ),
+        LIMITS["half"],
+    )
+
+
+def _between(least: Limits, limits: Limits, most: Limits) -> Limits:
+    """NaN becomes the most."""
+    pairs = zip(*map(dataclasses.astuple, (least, limits, most)), strict=True)
+    return Limits(*(min(max(low, value), high) if value == value else high for low, value, high in pairs))
+
+
+def judge(setting: Setting, facts: Facts, baseline: Facts, limits: Limits | None = None) -> Outcome:
     """Compare one run with the baseline.
 
     Args:
         setting: What was run.
         facts: What it found.
         baseline: What the first run found.
+        limits: What they may differ by; None for those of the baseline's precision.
     """
-    limits = limits_for(baseline.precision)
+    limits = limits or limits_for(baseline.precision)
     loss = _apart(facts.loss, baseline.loss)
     logged = None
     if facts.logged is not None and baseline.logged is not None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_agentrl.rollouts.vllm.answers import Answer, MalformedAnswerError
-from lit_agentrl.rollouts.vllm.errors import EngineError
 from lit_agentrl.rollouts.vllm.http import Address, CallError, call
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 HOW_TO_START = (
     "Start it with `lit-agentrl serve-vllm MODEL`, or with VLLM_SERVER_DEV_MODE=1 and the options in docs/vllm.md"
 )
+HOW_TO_START_WITH_ADAPTERS = "Start it with `lit-agentrl serve-vllm MODEL --lora_rank RANK` (docs/vllm.md)"
 _STATUS_SECONDS = 60.0
 """Long enough for a call that waits for the engine's current step."""
 
@@ -37,6 +37,8 @@ class Endpoint:
         """What it calls the model that requests are for."""
         self.dtype = ""
         """What it holds the weights in."""
+        self.lora_rank = 0
+        """The largest rank of an adapter that it has room for."""
         self.num_failures = 0
         """Calls without a usable answer, in the whole run."""
         self.num_in_a_row = 0
@@ -66,23 +68,37 @@ class Endpoint:
         """Ask it again: it has just taken the weights."""
         self.left_out, self.num_in_a_row = "", 0
 
-    def served_model(self) -> str:
-        """The first model that it serves, by its own name for it.
+    def served_models(self) -> list[str]:
+        """The model that it serves, by its own name for it, and its adapters.
 
         Raises:
             CallError: It does not say.
         """
         found = call(self.address, "/v1/models", None, _STATUS_SECONDS)
         try:
-            return str(found["data"][0]["id"])
-        except (TypeError, KeyError, IndexError) as error:
+            names = [str(model["id"]) for model in found["data"]]
+        except (TypeError, KeyError) as error:
             raise CallError(f"its list of models is malformed: {str(found)[:200]}") from error
+        if not names:
+            raise CallError("it serves no model")
+        return names
 
     def call_workers(self, method: str, *args: str, timeout: float = _STATUS_SECONDS) -> dict[str, Any]:
         """What every worker answers to a method of `WorkerExtension`: they have to agree.
 
         Raises:
             CallError: They do not, or the server has no such method.
+        """
+        results = self.ask_workers(method, *args, timeout=timeout)
+        if any(each != results[0] for each in results):
+            raise CallError(f"its workers disagree about {method}: {str(results)[:200]}")
+        return results[0]
+
+    def ask_workers(self, method: str, *args: str, timeout: float = _STATUS_SECONDS) -> list[dict[str, Any]]:
+        """What each worker answers to a method of `WorkerExtension`.
+
+        Raises:
+            CallError: The server has no such method, or a worker says what went wrong.
         """
         body = {"method": method, "args": list(args), "timeout": timeout}
         try:
@@ -94,11 +110,10 @@ class Endpoint:
         results = found.get("results") if isinstance(found, Mapping) else None
         if not isinstance(results, list) or not results or not all(isinstance(each, dict) for each in results):
             raise CallError(f"its workers answered {method} with {str(found)[:200]}. {HOW_TO_START}")
-        if any(each != results[0] for each in results):
-            raise CallError(f"its workers disagree about {method}: {str(results)[:200]}")
-        if "error" in results[0]:
-            raise CallError(f"its worker said: {results[0]['error']}")
-        return dict(results[0])
+        for each in results:
+            if "error" in each:
+                raise CallError(f"its worker said: {each['error']}")
+        return results
 
     def reset_prefix_cache(self, seconds: float) -> None:
         """Make it forget keys and values of the old weights.
@@ -127,20 +142,18 @@ class Endpoint:
         except CallError as error:
             if error.status is None:
                 raise
-            how = "It has to be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-            raise CallError(f"{error}. {how}", status=error.status) from error
+            how = "" if error.status != 404 else f". {HOW_TO_START_WITH_ADAPTERS}"
+            raise CallError(f"{error}{how}", status=error.status) from error
 
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; that it has none of the name is no error.
+    def unload_adapters(self, prefix: str) -> None:
+        """Forget the adapters whose names begin so.
 
         Raises:
-            CallError: It cannot be reached.
+            CallError: It does not, or does not say which it has.
         """
-        try:
-            _call_for_text(self.address, "/v1/unload_lora_adapter", {"lora_name": name}, _STATUS_SECONDS)
-        except CallError as error:
-            if error.status is None:
-                raise
+        for name in self.served_models():
+            if name.startswith(prefix):
+                _call_for_text(self.address, "/v1/unload_lora_adapter", {"lora_name": name}, _STATUS_SECONDS)
 
     def complete(self, request: Request, params: SamplingParams, rules: Rules) -> Answer:
         """The answer to one request, checked.
@@ -150,25 +163,11 @@ class Endpoint:
         """
         found = call(self.address, "/v1/completions", completion_body(self.model, request, params, rules), self.timeout)
         try:
-            answer = read_completion(found, request)
+            answer = read_completion(found, request, self.model)
             rules.check(request, answer)
         except MalformedAnswerError as error:
             raise CallError(f"its answer is wrong: {error}") from error
         return answer
-
-    def check_version(self, version: str) -> None:
-        """Refuse weights other than these.
-
-        Raises:
-            EngineError: It says that it has others.
-            CallError: It does not say.
-        """
-        found = str(self.call_workers("lit_state").get("version"))
-        if found != version:
-            raise EngineError(
-                f"{self} has stale weights: version {version} was handed over, it samples from "
-                f"{found or 'what it was started with'}. It was started anew, or somebody else hands weights to it"
-            )
 
 
 def completion_body(model: str, request: Request, params: SamplingParams, rules: Rules) -> dict[str, Any]:
@@ -195,17 +194,17 @@ def completion_body(model: str, request: Request, params: SamplingParams, rules:
     }
 
 
-def read_completion(found: Any, request: Request) -> Answer:
+def read_completion(found: Any, request: Request, model: str) -> Answer:
     """The one choice of an answer.
 
     Raises:
-        MalformedAnswerError: It is not of the form that was asked for, or to another prompt.
+        MalformedAnswerError: It is not of the form that was asked for, to another prompt, or by another model.
     """
     try:
         (choice,) = found["choices"]
         tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
         finish, usage = str(choice["finish_reason"]), found.get("usage") or {}
-        prompt = choice.get("prompt_token_ids", request.context)
+        prompt, by = choice.get("prompt_token_ids", request.context), found.get("model", model)
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise MalformedAnswerError(
@@ -213,6 +212,8 @@ def read_completion(found: Any, request: Request) -> Answer:
         ) from error
     if prompt != request.context:
         raise MalformedAnswerError("it is to another prompt than was sent")
+    if by != model:
+        raise MalformedAnswerError(f"it is by {str(by)[:100]}, where {model} was asked for")
     if not _are(tokens, int) or not _are(logprobs, (int, float)) or not isinstance(cached, int):
         raise MalformedAnswerError("token ids or log-probabilities are no numbers")
     return Answer(tokens, [float(logprob) for logprob in logprobs], finish, cached)

@@ -152,10 +152,10 @@ class VLLMEngine(SyncedEngine):
         return answers
 
     def fingerprint(self) -> Fingerprint | None:
-        """Of the weights in vLLM's memory; None for an adapter, several GPUs, or weights packed beyond reading."""
+        """Of the weights in vLLM's memory; None for an adapter, or weights packed or spread beyond reading."""
         if self._llm is None or self.sync_mode == "adapter":
             return None
-        return as_fingerprint(self._call_workers("lit_fingerprint")[0])
+        return as_fingerprint(self._call_workers("lit_fingerprint"))
 
     def close(self) -> None:
         """End vLLM and remove the weights' files. A later `sync` starts it anew."""
@@ -203,12 +203,14 @@ class VLLMEngine(SyncedEngine):
         )
 
 
-def as_fingerprint(found: dict[str, Any]) -> Fingerprint | None:
-    """What a worker's answer says; None where it cannot tell."""
-    if "unknown" in found:
-        log.info("vLLM gives no fingerprint of its weights: %s.", found["unknown"])
-        return None
-    return Fingerprint(int(found["count"]), float(found["total"]), float(found["squares"]))
+def as_fingerprint(parts: Sequence[dict[str, Any]]) -> Fingerprint | None:
+    """What the workers' answers add up to; None where one cannot tell."""
+    for part in parts:
+        if "unknown" in part:
+            log.info("vLLM gives no fingerprint of its weights: %s.", part["unknown"])
+            return None
+    count, total, squares = (sum(float(part[name]) for part in parts) for name in ("count", "total", "squares"))
+    return Fingerprint(round(count), total, squares)
 
 
 def _answer(output: Any) -> Answer:

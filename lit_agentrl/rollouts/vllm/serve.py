@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import ipaddress
 import os
@@ -18,7 +19,7 @@ from lit_agentrl.cache import cache_dir
 from lit_agentrl.errors import UserError, missing_extra
 from lit_agentrl.files import write_text
 from lit_agentrl.models.pretrained import read_config, resolve
-from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, LORA_RANKS, QUIET, step_tokens
+from lit_agentrl.rollouts.vllm.start import CPU_BLOCK, EXTENSION, QUIET, roomy_rank, step_tokens
 
 _HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 OWN_VENV = Path(".venv-vllm") / "bin" / "python"
@@ -45,13 +46,17 @@ def main(options: list[str]) -> None:
 
 def server_options(given: argparse.Namespace, longest: int | None) -> list[str]:
     """What `VLLMServer` needs of the server, and what the user said, for contexts of up to `longest` tokens."""
+    if given.tensor_parallel < 1:
+        raise UserError(f"--tensor_parallel {given.tensor_parallel}: a model needs 1 worker or more.")
     options = ["--host", given.host, "--port", str(given.port), "--dtype", given.dtype]
     options += ["--worker-extension-cls", EXTENSION, "--logprobs-mode", "processed_logprobs"]
     options += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--generation-config", "vllm"]
+    if given.tensor_parallel > 1:
+        options += ["--tensor-parallel-size", str(given.tensor_parallel)]
     if given.max_length is not None:
         options += ["--max-model-len", str(given.max_length)]
     if given.lora_rank is not None:
-        options += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(given.lora_rank)]
+        options += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(roomy_rank(given.lora_rank))]
     if torch.cuda.is_available():
         return [*options, "--gpu-memory-utilization", str(given.memory)]
     options += ["--enforce-eager", "--block-size", str(CPU_BLOCK), "--no-enable-chunked-prefill"]
@@ -66,15 +71,19 @@ def environment(given: argparse.Namespace) -> dict[str, str]:
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if not torch.cuda.is_available():
         variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
+        if given.tensor_parallel > 1:  # else each worker would need a NUMA node of its own
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return variables
 
 
 def _worker_path() -> str:
     """A search path with the one module that the workers need: the whole project's would bring its packages along."""
     source = Path(vllm_worker.__file__)
-    folder = cache_dir() / "vllm-worker"
-    write_text(folder / "lit_agentrl" / "vllm_worker.py", source.read_text("utf-8"))
-    write_text(folder / "lit_agentrl" / "__init__.py", source.with_name("__init__.py").read_text("utf-8"))
+    texts = {file.name: file.read_text("utf-8") for file in (source, source.with_name("__init__.py"))}
+    # a folder of this version's own: a server of another one may be starting
+    folder = cache_dir() / "vllm-worker" / hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:12]
+    for name, text in texts.items():
+        write_text(folder / "lit_agentrl" / name, text)
     return os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH")) if part)
 
 
@@ -108,9 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_length", type=int, help="most tokens of a context and its action (default: the model's)")
     parser.add_argument("--memory", type=float, default=0.9, help="share of a GPU's memory (default: 0.9)")
-    parser.add_argument(
-        "--lora_rank", type=int, choices=LORA_RANKS, help="for sync=adapter: the largest rank of an adapter"
-    )
+    parser.add_argument("--tensor_parallel", type=int, default=1, help="GPUs that share the model (default: 1)")
+    parser.add_argument("--lora_rank", type=int, help="for sync=adapter: the largest rank of an adapter")
     return parser
 
 

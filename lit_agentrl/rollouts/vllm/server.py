@@ -12,12 +12,14 @@ import torch
 
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
+from lit_agentrl.models.fingerprint import distance
 from lit_agentrl.rollouts.vllm.base import SyncedEngine
 from lit_agentrl.rollouts.vllm.endpoint import HOW_TO_START, Endpoint
 from lit_agentrl.rollouts.vllm.errors import EngineError
+from lit_agentrl.rollouts.vllm.handed import SAME_WEIGHTS, Adapter, WholeModel
 from lit_agentrl.rollouts.vllm.http import CallError
 from lit_agentrl.rollouts.vllm.in_process import as_fingerprint
-from lit_agentrl.rollouts.vllm.weights import Sync, agree
+from lit_agentrl.rollouts.vllm.weights import Sync, agree, lora_rank, lora_scales
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +85,7 @@ class VLLMServer(SyncedEngine):
         self.sync_timeout, self.retries, self.backoff = sync_timeout, retries, backoff
         self.max_concurrency = max_concurrency
         self._run = ""
-        self._handed = ""
+        self._handed: WholeModel | Adapter | None = None
         self._dtype: torch.dtype | None = None
 
     @property
@@ -107,9 +109,11 @@ class VLLMServer(SyncedEngine):
         if not self._run:
             self._run = distributed.gather(secrets.token_hex(4))[0]  # no two runs call their versions alike
         version = f"{self._run}.{self.version + 1}"
+        is_adapter = self.sync_mode == "adapter"
+        handed = Adapter(version, folder, lora_rank(lm), lora_scales(lm)) if is_adapter else WholeModel(version, folder)
         if distributed.world()[0] == 0:
             with ThreadPoolExecutor(len(self.endpoints)) as pool:
-                list(pool.map(lambda endpoint: self._hand_over(endpoint, str(folder), version), self.endpoints))
+                list(pool.map(lambda endpoint: self._hand_over(endpoint, handed), self.endpoints))
             if not self.asked:
                 error = EngineError(
                     f"VLLMServer: no server took the weights of sync {self.version + 1}. {self._reasons()}"
@@ -120,22 +124,13 @@ class VLLMServer(SyncedEngine):
             endpoint.readmit()
             endpoint.left_out, endpoint.model, endpoint.dtype = left_out, model, held_in
         self._dtype = getattr(torch, self.asked[0].dtype, None)
-        self._handed = version
+        self._handed = handed
 
-    def _hand_over(self, endpoint: Endpoint, folder: str, version: str) -> None:
+    def _hand_over(self, endpoint: Endpoint, handed: WholeModel | Adapter) -> None:
         """Give one server the weights; one that does not take them is left out."""
         try:
             self._check_server(endpoint)
-            if self.sync_mode == "full":
-                endpoint.call_workers("lit_load", folder, version, timeout=self.sync_timeout)
-                endpoint.model = endpoint.served_model()
-                endpoint.reset_prefix_cache(self.sync_timeout)
-                endpoint.check_version(version)
-            else:
-                endpoint.load_adapter(version, folder, self.sync_timeout)
-                if self._handed:
-                    endpoint.unload_adapter(self._handed)
-                endpoint.model = version
+            handed.give(endpoint, self.sync_timeout)
             endpoint.readmit()
         except (CallError, EngineError) as failure:
             endpoint.fail(str(failure))
@@ -145,6 +140,7 @@ class VLLMServer(SyncedEngine):
         """Refuse a server whose log-probabilities would mean something else."""
         state = endpoint.call_workers("lit_state")
         mode, endpoint.dtype = state.get("logprobs_mode"), str(state.get("dtype"))
+        endpoint.lora_rank = int(state.get("lora_rank", 0))
         if mode != "processed_logprobs":
             raise CallError(f"it gives {mode}, not processed_logprobs (those at the temperature). {HOW_TO_START}")
 
@@ -212,10 +208,9 @@ class VLLMServer(SyncedEngine):
 
     def _has_weights(self, endpoint: Endpoint) -> bool:
         """Whether a server has the weights that it was given; one that has not is left out."""
-        if self.sync_mode == "adapter":
-            return True  # requests name the version: a server without it refuses them
+        assert self._handed is not None
         try:
-            endpoint.check_version(self._handed)
+            self._handed.check(endpoint)
         except (EngineError, CallError) as error:
             endpoint.fail(str(error))
             self._leave_out(endpoint, str(error))
@@ -235,15 +230,17 @@ class VLLMServer(SyncedEngine):
         Raises:
             EngineError: Servers have different weights, or do not answer.
         """
-        if self.sync_mode == "adapter" or not self._handed:
+        if not isinstance(self._handed, WholeModel):
             return None
         try:
-            found = {str(endpoint): endpoint.call_workers("lit_fingerprint") for endpoint in self.asked}
+            found = {str(endpoint): endpoint.ask_workers("lit_fingerprint") for endpoint in self.asked}
         except CallError as error:
             raise EngineError(f"VLLMServer: a server does not say what weights it has: {error}.") from error
-        if len({tuple(sorted(each.items())) for each in found.values()}) > 1:
+        fingerprints = [as_fingerprint(parts) for parts in found.values()]
+        known = [each for each in fingerprints if each is not None]
+        if any(distance(known[0], each) > SAME_WEIGHTS for each in known):
             raise EngineError(f"VLLMServer: the servers have different weights: {found}.")
-        return as_fingerprint(next(iter(found.values())))
+        return known[0] if len(known) == len(fingerprints) else None
 
     @property
     def longest_seconds(self) -> float:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,8 +28,10 @@ DType = Literal["policy", "float32", "bfloat16", "float16"]
 EXTENSION = "lit_agentrl.vllm_worker.WorkerExtension"
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """Set where the user has not: nothing is sent anywhere, and only warnings are printed."""
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM makes room for."""
+_LONGEST_FOLDER = 70
+"""Of 107 characters that the path of a socket may have, vLLM's name for it takes 37."""
 CPU_BLOCK = 32
 """Tokens of a cached block on CPU: vLLM's own 128 there would share no prompt that is shorter."""
 CPU_STEP_TOKENS = 4096
@@ -81,6 +87,17 @@ def step_tokens(longest: int | None) -> int:
     return max(CPU_STEP_TOKENS, longest or 0)
 
 
+def roomy_rank(rank: int) -> int:
+    """The smallest rank that vLLM makes room for and that adapters of `rank` fit in.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not 1 <= rank <= _LORA_RANKS[-1]:
+        raise UserError(f"vLLM takes adapters of rank 1 to {_LORA_RANKS[-1]}, and this is of rank {rank}.")
+    return next(room for room in _LORA_RANKS if room >= rank)
+
+
 def start(
     model: Path | str, settings: Settings, dtype: torch.dtype, *, positions: int | None, lora_rank: int | None
 ) -> Any:
@@ -116,10 +133,7 @@ def start(
         longest = step_tokens(settings.max_length or positions)
         given |= {"block_size": CPU_BLOCK, "enable_chunked_prefill": False, "max_num_batched_tokens": longest}
     if lora_rank is not None:
-        fitting = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
-        if fitting is None:
-            raise UserError(f"VLLMEngine: an adapter of rank {lora_rank} is beyond vLLM's {LORA_RANKS[-1]}.")
-        given |= {"enable_lora": True, "max_lora_rank": fitting, "max_loras": 1}
+        given |= {"enable_lora": True, "max_lora_rank": roomy_rank(lora_rank), "max_loras": 1}
     with _environment(settings, has_gpu), _kept_globals(not settings.isolated):
         import vllm
 
@@ -139,12 +153,16 @@ def _environment(settings: Settings, has_gpu: bool) -> Iterator[None]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     changed = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1" if settings.isolated else "0"}
+    if "VLLM_RPC_BASE_PATH" not in os.environ and len(folder := _sockets()) < _LONGEST_FOLDER:
+        changed["VLLM_RPC_BASE_PATH"] = folder
     if has_gpu and settings.isolated and distributed.world()[1] > 1:
         changed["CUDA_VISIBLE_DEVICES"] = _own_gpu()
     if not has_gpu:
         changed["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_cache_gib))
-        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (distributed.world()[1] > 1 or not settings.isolated):
-            changed["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else all ranks would sit on the same cores
+        is_one_of_many = distributed.world()[1] > 1 or settings.tensor_parallel > 1 or not settings.isolated
+        if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and is_one_of_many:
+            # else all ranks would sit on the same cores, and workers would need a NUMA node each
+            changed["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
@@ -155,6 +173,17 @@ def _environment(settings: Settings, has_gpu: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = old
+
+
+@cache
+def _sockets() -> str:
+    """A folder for the sockets between vLLM's processes, which it leaves behind; removed when this process ends.
+
+    One for all engines of the process: vLLM may keep what its variables were at its first start.
+    """
+    folder = tempfile.mkdtemp(prefix="vllm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _own_gpu() -> str:

@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lit_agentrl import distributed
 from lit_agentrl.errors import UserError
 from lit_agentrl.models.export import export
+from lit_agentrl.models.fingerprint import fingerprint
 from lit_agentrl.models.pretrained import resolve
 from lit_agentrl.models.quantized import is_quantized
 from lit_agentrl.models.trained_parts import trained_parts
 from lit_agentrl.rollouts.vllm.errors import EngineError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
+
+    from lit_agentrl.types import Fingerprint
 
     LanguageModel = PreTrainedModel | PeftModel
 
@@ -85,6 +93,21 @@ def lora_rank(lm: LanguageModel) -> int:
     options = lm.peft_config["default"]
     assert isinstance(options, LoraConfig)
     return int(options.r)
+
+
+def lora_scales(lm: LanguageModel) -> dict[str, float]:
+    """What the update of each layer under the adapter is multiplied by, by the layer's name."""
+    return {name: module.scaling["default"] for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_fingerprint(folder: Path, scales: Mapping[str, float], dtype: torch.dtype) -> Fingerprint:
+    """Of an adapter that was written to `folder`, as vLLM holds it: in `dtype`, the second matrix times the scale."""
+
+    def held(name: str, matrix: Tensor) -> Tensor:
+        layer, is_second, _ = name.partition(".lora_B.")
+        return matrix.to(dtype) * scales[layer] if is_second else matrix.to(dtype)
+
+    return fingerprint(held(name, matrix) for name, matrix in load_file(folder / "adapter_model.safetensors").items())
 
 
 def agree(error: BaseException | None, engine: str) -> None:
