@@ -23,8 +23,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from lit_agentrl.doctor import rows
 from lit_agentrl.doctor.passes import Passes
@@ -39,8 +37,6 @@ from lit_agentrl.models.sharding import Sharding, shard
 from lit_agentrl.types import TrainBatch
 
 MIB = 2**20
-LET_GO = 0.02
-"""Seconds; a busy machine may keep a thread of Gloo waiting."""
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, checkpointing": {"gradient_checkpointing": True},
@@ -168,26 +164,6 @@ def rank_trials(pretrained: str, given: list[Given], size: int) -> list[tuple[Tr
     ]
 
 
-class PatientGather(DefaultAllGather):
-    """Waits until Gloo's thread has let go of the buffers: what is released there the profiler takes for alive."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Gather, and wait."""
-        work = super().__call__(*args, **kwargs)
-        time.sleep(LET_GO)
-        return work
-
-
-class PatientReduce(DefaultReduceScatter):
-    """The same for gradients."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Reduce, and wait."""
-        work = super().__call__(*args, **kwargs)
-        time.sleep(LET_GO)
-        return work
-
-
 def _rank(rank: int, size: int, folder: str, pretrained: str, given: list[Given]) -> None:
     """Measure all cases on one of the ranks; the first writes down what it found."""
     torch.set_num_threads(1)
@@ -200,10 +176,6 @@ def _rank(rank: int, size: int, folder: str, pretrained: str, given: list[Given]
         policy: Any = passes.module.policy
         policy.is_checked = True  # its check runs before it is sharded, or not at all
         shard(policy, mesh, Sharding(**ways), options.get("precision", "32-true"))
-        for part in policy.modules():
-            if isinstance(part, FSDPModule):
-                part.set_custom_all_gather(PatientGather())
-                part.set_custom_reduce_scatter(PatientReduce())
         began = time.perf_counter()
         peak = measured_step(passes, policy, range(len(batch.lengths)))
         found.append((peak, time.perf_counter() - began))

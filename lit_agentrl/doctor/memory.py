@@ -3,7 +3,7 @@
 On a GPU it is the allocator's own peak. On a CPU it is the same quantity, counted from every allocation and release
 that torch reports to its profiler: bytes of tensors that live at once, above what lived before. The process's resident
 memory would not do: its peak never falls, and the allocator keeps what an earlier pass released. What libraries take
-behind torch's back (scratch of matrix products) is in neither.
+behind torch's back (scratch of matrix products, of what ranks send) is in neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,12 +39,33 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         record.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     found = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
-    totals: list[int] = [event["args"]["Total Allocated"] for event in found]
-    if not totals:
-        return 0
-    # the count goes on from one profile to the next, and does not see what is released between them
-    earlier: int = totals[0] - found[0]["args"]["Bytes"]
-    return max(0, max(totals) - earlier)
+    return peak_of((event["tid"], *map(event["args"].get, ("Addr", "Bytes"))) for event in found)
+
+
+def peak_of(changes: Iterable[tuple[int, int, int]]) -> int:
+    """Most bytes at once of what the calling thread made.
+
+    Gloo's threads make copies of their own for what they send, and release them where no profiler sees it.
+
+    Args:
+        changes: In order of time: the thread, the address, and the bytes there (less than 0: released).
+    """
+    here, live, peak = threading.get_native_id(), 0, 0
+    sizes: dict[int, int] = {}
+    others: set[int] = set()
+    for thread, address, size in changes:
+        if address in sizes:  # released, or made anew: then its release was not seen
+            live -= sizes.pop(address)
+        elif size < 0 and address not in others:
+            live += size  # older than the first change
+        others.discard(address)
+        if size > 0 and thread == here:
+            sizes[address] = size
+            live += size
+        elif size > 0:
+            others.add(address)
+        peak = max(peak, live)
+    return peak
 
 
 def available_bytes(device: torch.device) -> int | None:
