@@ -11,6 +11,7 @@ With `--ranks` FSDP2 shards over so many gloo ranks on this machine, and the num
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import tempfile
@@ -179,6 +180,10 @@ def _rank(rank: int, size: int, folder: str, pretrained: str, given: list[Given]
         began = time.perf_counter()
         peak = measured_step(passes, policy, range(len(batch.lengths)))
         found.append((peak, time.perf_counter() - began))
+        if rank == 0:
+            print(f"{options} {ways}: {peak / MIB:.1f} MiB", flush=True)
+        del passes, policy
+        gc.collect()  # sharded modules refer to themselves
     if rank == 0:
         (Path(folder) / "measured.json").write_text(json.dumps(found))
     dist.destroy_process_group()

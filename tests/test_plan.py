@@ -507,6 +507,7 @@ def test_the_doctor_prints_the_error(tiny_lm: str, tmp_path: Path, capsys: pytes
     assert len(found["options"]) >= 7
 
 
+@pytest.mark.slow
 def test_the_doctor_plans_images_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The measured rows show pictures: the prediction has them, and a full micro-batch shows more."""
     folder = build_vlm_folder(tmp_path / "vlm", "qwen2_5_vl")
@@ -520,6 +521,7 @@ def test_the_doctor_plans_images_and_says_so(tmp_path: Path, capsys: pytest.Capt
     assert f"shows {found['images']} images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_plan_without_images_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vlm_config("llava").save_pretrained(tmp_path / "vlm")
     main(words(str(tmp_path / "vlm"), tmp_path, "--plan", "true", "--data.max_tokens", "256"))
