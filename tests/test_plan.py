@@ -47,7 +47,7 @@ TOLERANCE = 0.15
 
 
 RANK_TOLERANCE = 0.08
-"""The same on ranks, where 0.04 was found at most."""
+"""The same on ranks."""
 
 
 def made(max_tokens: int = 256, *, shared: bool = False) -> Any:
