@@ -36,7 +36,8 @@ LOGGED = 1e-5
 """Metrics are summed in float32, whatever the model's precision."""
 APART = 3.0
 """How many times as far as from the step in float32 two right steps of 16 bits may be from one another: both round, and
-the rounding of one may be half as large again. Measured: 0.1 to 1 times (docs/contract.md)."""
+the rounding of one may be half as large again. Measured: up to 1.4 times in direction, 1.8 in the norm and 2.2 in the
+largest entry (FSDP2 under bf16-mixed)."""
 SAME = 1e-5
 """Relative difference of the sums over a row's advantages that is rounding: `batch_std` adds ranks up in their order.
 """
