@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` from any test, a
 import pytest
 
 from tiny import build_tiny_lm
+from vllm_parts import find_python
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,12 @@ def no_thread_is_left() -> Iterator[None]:
     """Transformers' loop of continuous batching: one that went on would keep the interpreter from ending."""
     yield
     assert not [thread.name for thread in threading.enumerate() if "generation_loop" in thread.name]
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter that has vLLM; tests that need it are skipped where there is none."""
+    found, reason = find_python()
+    if found is None:
+        pytest.skip(reason)
+    return found

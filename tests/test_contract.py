@@ -412,6 +412,17 @@ def test_hints_begin_with_the_simplest():
     assert "distributed.gather" in hint(other, [])
 
 
+def test_a_step_in_float32_that_fails_is_said():
+    failed = Outcome(IN_FLOAT32, "skipped", "not enough memory")
+    text = render(Contract(FACTS, limits_for("bfloat16", failed), [], 1.0, failed))
+    assert "in float32: skipped: not enough memory" in text
+    assert "the loosest limits of 16 bits are used" in text
+    held = dataclasses.replace(failed, status="held", reason="", facts=found(), loss_difference=0.0)
+    text = render(Contract(FACTS, limits_for("bfloat16", held), [], 1.0, held))
+    assert "sets the limits" in text
+    assert "loosest" not in text
+
+
 @pytest.mark.parametrize(
     ("ended", "status", "said"),
     [

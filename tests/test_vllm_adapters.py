@@ -18,7 +18,7 @@ from lit_agentrl.rollouts import HFEngine, VLLMServer
 from lit_agentrl.rollouts.vllm import EngineError
 from lit_agentrl.types import SamplingParams
 from tiny import build_tiny_lm
-from vllm_parts import CONTEXTS, SHAPE, differences, find_python, served
+from vllm_parts import CONTEXTS, SHAPE, differences, served
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 LOAD, COMPLETIONS, WORKERS = "/v1/load_lora_adapter", "/v1/completions", "/collective_rpc"
@@ -143,12 +143,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def url(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(vllm_python: str, folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One real server for all tests."""
-    python, reason = find_python()
-    if python is None:
-        pytest.skip(reason)
-    with served(python, folder, tmp_path_factory.mktemp("server") / "log", "--lora_rank", "4") as address:
+    with served(vllm_python, folder, tmp_path_factory.mktemp("server") / "log", "--lora_rank", "4") as address:
         yield address
 
 

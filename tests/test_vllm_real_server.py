@@ -17,19 +17,11 @@ from lit_agentrl.rollouts import HFEngine, VLLMServer
 from lit_agentrl.rollouts.vllm import EngineError
 from lit_agentrl.types import SamplingParams
 from tiny import build_tiny_lm
-from vllm_parts import CONTEXTS, SHAPE, change, differences, find_python, moments, run_case, served
+from vllm_parts import CONTEXTS, SHAPE, change, differences, moments, run_case, served
 
 pytestmark = pytest.mark.slow
 COMPLETIONS = "/v1/completions"
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    found, reason = find_python()
-    if found is None:
-        pytest.skip(reason)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def url(python: str, folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(vllm_python: str, folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One real server for all tests: each syncs it with weights of its own."""
-    with served(python, folder, tmp_path_factory.mktemp("server") / "log") as address:
+    with served(vllm_python, folder, tmp_path_factory.mktemp("server") / "log") as address:
         yield address
 
 
@@ -203,8 +195,8 @@ def test_a_fit_over_the_server(url, folder, tmp_path):
     fitted(tmp_path / "run")
 
 
-def test_a_fit_with_vllm_beside_it(python, folder, tmp_path):
+def test_a_fit_with_vllm_beside_it(vllm_python, folder, tmp_path):
     run = tmp_path / "run"
-    found = run_case(python, "fit", folder, str(run))
+    found = run_case(vllm_python, "fit", folder, str(run))
     assert found["shm"] == []
     fitted(run)

@@ -13,7 +13,7 @@ from lit_agentrl.rollouts.vllm.in_process import as_fingerprint
 from lit_agentrl.types import Fingerprint, SamplingParams
 from lit_agentrl.vllm_worker import UnreadableWeightError, moments
 from tiny import build_tiny_lm
-from vllm_parts import CONTEXTS, SHAPE, find_python, run_case, served
+from vllm_parts import CONTEXTS, SHAPE, run_case, served
 
 DRAWS = torch.Generator().manual_seed(0)
 EMBEDDING, QUERIES, KEYS, VALUES = (torch.randn(rows, 6, generator=DRAWS) for rows in (5, 8, 2, 2))
@@ -97,14 +97,6 @@ def test_one_worker_that_cannot_tell_is_enough():
     assert as_fingerprint([one, {"unknown": "packed"}]) is None
 
 
-@pytest.fixture(scope="module")
-def python() -> str:
-    found, reason = find_python()
-    if found is None:
-        pytest.skip(reason)
-    return found
-
-
 def is_policy(told: dict[str, Any], right: list[float]) -> bool:
     """Whether a fingerprint is that of the policy's own weights."""
     close = (told["total"] == pytest.approx(right[1], abs=1e-9), told["squares"] == pytest.approx(right[2], rel=1e-12))
@@ -112,10 +104,10 @@ def is_policy(told: dict[str, Any], right: list[float]) -> bool:
 
 
 @pytest.mark.slow
-def test_two_workers_beside_the_trainer(python, tmp_path):
+def test_two_workers_beside_the_trainer(vllm_python, tmp_path):
     """Each worker has a head of keys, a head of its own and biases."""
     shape = SHAPE | {"num_key_value_heads": 2, "attention_bias": True}
-    found = run_case(python, "workers", build_tiny_lm(tmp_path / "lm", tie_word_embeddings=False, **shape))
+    found = run_case(vllm_python, "workers", build_tiny_lm(tmp_path / "lm", tie_word_embeddings=False, **shape))
     for ours, twins in found["runs"]:
         assert [each["token_ids"] for each in ours] == [each["token_ids"] for each in twins]
         for mine, his in zip(ours, twins, strict=True):
@@ -126,27 +118,19 @@ def test_two_workers_beside_the_trainer(python, tmp_path):
     assert [each["version"] for each in found["states"]] == ["2", "2"]
 
 
-def change(lm: Any, seed: int) -> None:
-    """Of a model everything, of one under an adapter the adapter alone."""
-    torch.manual_seed(seed)
-    for parameter in lm.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn_like(parameter) * 0.05)
-
-
 @pytest.mark.slow
-def test_a_server_of_two_workers(python, tmp_path):
+def test_a_server_of_two_workers(vllm_python, tmp_path):
     """They share a head of keys, and the model's head is its embedding. Adapters first, for these need the base."""
     folder = build_tiny_lm(tmp_path / "lm", tie_word_embeddings=True, **SHAPE)
     params = SamplingParams(temperature=0, max_new_tokens=12)
-    with served(python, folder, tmp_path / "log", "--lora_rank", "4", "--tensor_parallel", "2") as url:
+    with served(vllm_python, folder, tmp_path / "log", "--lora_rank", "4", "--tensor_parallel", "2") as url:
         for sync, lora in (("adapter", Lora(r=4)), ("full", None)):
             lm = load_policy(folder, lora=lora)
             made, twin = VLLMServer([url], sync=sync, timeout=60.0, retries=0), HFEngine()  # type: ignore[arg-type]
             made.use_tokenizer(load_tokenizer(folder))
             twin.use_tokenizer(load_tokenizer(folder))
             for seed in (6, 7):
-                change(lm, seed)
+                vllm_parts.change(lm, seed)
                 made.sync(lm)
                 twin.sync(lm)
                 for mine, his in zip(made.generate(CONTEXTS, params), twin.generate(CONTEXTS, params), strict=True):

@@ -135,13 +135,14 @@ def differences(lm: Any, contexts: list[list[int]], completions: list[Any], temp
 
 
 def change(lm: Any, seed: int) -> None:
-    """Other weights, everywhere."""
+    """Other weights: of a model everywhere, of one under an adapter the adapter's alone."""
     import torch
 
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in lm.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
 SHARED = list(range(10, 90))
@@ -152,6 +153,7 @@ def full(folder: str) -> dict[str, Any]:
     """All of the engine that one start of vLLM can show."""
     from lit_agentrl.models.policy import load_policy, load_tokenizer
     from lit_agentrl.rollouts import HFEngine, VLLMEngine
+    from lit_agentrl.rollouts.lm_limits import default_stop_ids
     from lit_agentrl.rollouts.vllm import EngineError
     from lit_agentrl.types import SamplingParams
 
@@ -187,7 +189,7 @@ def full(folder: str) -> dict[str, Any]:
     found["alone"] = shown(engine.generate(CONTEXTS[1:2], params, seeds[1:2]))
     many = [[(7 * row + place) % 290 + 4 for place in range(400)] for row in range(40)]
     sampled = engine.generate(many, SamplingParams(max_new_tokens=4), range(40))
-    found["many"] = [shown(sampled), differences(lm, many, sampled, 1.0)]
+    found["many"] = [shown(sampled), differences(lm, many, sampled, 1.0), default_stop_ids(lm)]
     same = [CONTEXTS[2]] * 12
     free = engine.generate(same, SamplingParams(max_new_tokens=40), range(12))
     ended = engine.generate(same, SamplingParams(max_new_tokens=40, stop=(*"abcdefghijklm", "é", "th")), range(12))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 FILE = "facts.json"
 Unit = tuple[str, float, float, float, float]
-"""A row, or the rows of a pair: a hash of tokens and mask; sum and squares of its advantages, and of `old_logprobs`."""
+"""A row, or the rows of a pair: a hash of tokens, mask and images; sum and squares of its advantages, and of
+`old_logprobs`."""
 
 
 @dataclass(frozen=True)

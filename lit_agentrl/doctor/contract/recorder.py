@@ -24,6 +24,7 @@ from lit_agentrl.errors import UserError
 from lit_agentrl.methods.language import LanguageModule
 from lit_agentrl.models.lm_parts import base_lm
 from lit_agentrl.models.shards import is_sharded
+from lit_agentrl.models.vision import VisionInputs
 from lit_agentrl.types import PreferenceBatch, TrainBatch
 
 BASELINE_FOLDER = "baseline"
@@ -168,6 +169,8 @@ def units_of(batch: TrainBatch) -> Iterator[Unit]:
             length = int(batch.lengths[row])
             text.update(str(batch.token_ids[row, :length].tolist()).encode())
             text.update(str(batch.action_mask[row, :length].tolist()).encode())
+            if isinstance(batch.vision, VisionInputs):
+                text.update(str([batch.vision.content_ids[image] for image in batch.vision.shown[row]]).encode())
         yield text.hexdigest()[:16], *_moments(batch.advantages, rows), *_moments(batch.old_logprobs, rows)
 
 
