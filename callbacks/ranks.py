@@ -27,6 +27,10 @@ CLOSE_SECONDS = 2.0
 """What the other ranks have to end by themselves when the first one is done."""
 
 
+PARTING_SECONDS = 10.0
+"""What a process whose connection is closed has to be gone: it may close environments and engines first."""
+
+
 class RankLostError(UserError):
     """Another process of the run is gone, so the run cannot go on."""
 
@@ -103,7 +107,9 @@ class RankWatch(Callback):
         if self._watch is None:
             return
         self._watch.is_ending.set()
-        deadline = time.monotonic() + OWN_SECONDS  # a socket is closed a little before its process is gone
+        # a socket is closed before its process is gone, one that ends with an error long before
+        seconds = min(PARTING_SECONDS, self.patience) if _is_of_a_peer(exception) else OWN_SECONDS
+        deadline = time.monotonic() + seconds
         while not self._watch.signal and time.monotonic() < deadline:
             if self._watch.reason or self._lost():
                 if not isinstance(exception, RankLostError):
@@ -162,6 +168,13 @@ class RankWatch(Callback):
             while any(process.poll() is None for process in self._ranks) and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._send(number)
+
+
+def _is_of_a_peer(exception: BaseException) -> bool:
+    """Whether a collective failed because another process left it."""
+    return isinstance(exception, RuntimeError) and "by peer" in str(
+        exception
+    )  # closed or reset: Gloo has no type for it
 
 
 def _retire_observer() -> None:
