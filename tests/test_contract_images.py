@@ -1,6 +1,7 @@
 """The contract of a policy that sees: micro-batches, shared prefixes and ranks change nothing of what images teach."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lit_agentrl.doctor.contract.run import Contract, check
 from lit_agentrl.doctor.contract.text import render
 from lit_agentrl.methods import GRPOPlusPlusModule
 from lit_agentrl.types import TrainBatch
+from runs import ROOT
 from tiny_vlm import CONFIGS, SHAPES
 from vlm_folders import build_vlm_folder
 
@@ -86,6 +88,7 @@ def test_what_is_wrong_is_found_in_16_bits(vlm, tmp_path, monkeypatch, wrong):
 @pytest.mark.slow
 def test_all_settings_hold_in_16_bits(vlm, tmp_path, monkeypatch):
     """Real processes: one, two ranks under DDP, one and two under FSDP2."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     contract = check(options_of(words(vlm, tmp_path, *BF16), monkeypatch), 2, in_processes)
     assert len(statuses(contract)) == 11
     assert contract.is_kept
